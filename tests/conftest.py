@@ -1,0 +1,47 @@
+"""Eight simulated CPU devices, strict promotion, shapes checked at run time; shared fixtures."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pathlib
+
+import jax
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# Shapes in signatures are checked in tests and nowhere else.
+install_import_hook(["vfm_jax.nn", "vfm_jax.losses", "vfm_jax.models", "vfm_jax.metrics"], "beartype.beartype")
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+
+
+@pytest.fixture
+def key():
+    """A fixed key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real images and reference numbers beside the repository; the test is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared (real images and reference numbers), which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_directory():
+    """Small reference arrays kept in the repository; tests/golden/README.md says where each is from."""
+    return pathlib.Path(__file__).parent / "golden"

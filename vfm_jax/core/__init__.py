@@ -1,0 +1,1 @@
+"""Vocabulary of the whole project: axis letters, trees of named leaves, keys, durations, tables, sharding."""

@@ -1,0 +1,28 @@
+"""Which compiler the code is being traced for: the one place that numerical forms are chosen by.
+
+The forms are equal in value and differ in speed: what the CPU compiler likes costs memory traffic on a TPU
+(scripts/bench/README.md has the measurements).
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_backend", default=None)
+
+
+def target_backend() -> str:
+    """'cpu', 'gpu' or 'tpu': the default device's, or the one named by `compiling_for`."""
+    return _target.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(backend: str) -> Iterator[None]:
+    """Traces inside as for `backend`, whatever machine this is (ahead-of-time compilation, tests)."""
+    token = _target.set(backend)
+    try:
+        yield
+    finally:
+        _target.reset(token)

@@ -1,0 +1,121 @@
+"""The device mesh in words, sharding rules by leaf name, sharded initialisation and global batches.
+
+A rule is (regex over leaf names, layout). A layout is "fsdp" (the largest dimension that divides is split over the
+fsdp axis), or one mesh axis or None per dimension, counted from the last: `(None, "tensor")`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.trees import label_by_rules, map_named
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+FSDP_RULES = ((r".*", "fsdp"),)
+FSDP_MIN_SIZE = 2**16  # smaller leaves cost less replicated than gathered
+
+Layout = str | Sequence[str | None]
+Rules = Sequence[tuple[str, Layout]]
+
+
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh (data, fsdp, tensor); one of the sizes may be -1: what is left of the devices.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    words = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"config.mesh is {words}: sizes are positive, and at most one is -1 (what is left).")
+    if free and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(f"config.mesh is {words}, which does not fit {len(devices)} devices. Try data=-1, fsdp=1.")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _spec(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> P:
+    if layout == "fsdp":
+        size = mesh.shape["fsdp"]
+        dims = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
+        if size == 1 or math.prod(shape) < FSDP_MIN_SIZE or not dims:
+            return P()
+        largest = max(dims, key=lambda i: (shape[i], i))
+        return P(*("fsdp" if i == largest else None for i in range(largest + 1)))
+    if isinstance(layout, str) or any(axis is not None and axis not in AXES for axis in layout):
+        raise UserError(f"config.sharding: layout {layout!r} is neither 'fsdp' nor a tuple of {AXES} or None.")
+    if len(layout) > len(shape):
+        raise UserError(f"config.sharding: layout {tuple(layout)} has more dimensions than {name} {shape}.")
+    spec = [None] * (len(shape) - len(layout)) + list(layout)
+    for dim, axis in enumerate(spec):
+        if axis is not None and shape[dim] % mesh.shape[axis]:
+            raise UserError(
+                f"config.sharding: dimension {dim} of {name} {shape} does not divide over {axis}={mesh.shape[axis]}."
+            )
+    return P(*spec)
+
+
+def shardings(abstract: Any, mesh: Mesh, rules: Rules = FSDP_RULES) -> Any:
+    """A tree of `NamedSharding` for the leaves of `abstract`, by the first rule that matches each leaf's name.
+
+    The moments of an optimizer end in the names of their parameters, so one list of rules serves the whole state.
+
+    Raises:
+        UserError: a leaf no rule matches, or a layout that does not fit its leaf.
+    """
+    labels = label_by_rules(abstract, [pattern for pattern, _ in rules], "config.sharding")
+
+    def one(name: str, leaf: Any, label: int) -> NamedSharding:
+        return NamedSharding(mesh, _spec(name, leaf.shape, rules[label][1], mesh))
+
+    return map_named(one, abstract, labels)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis split over the data and fsdp axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
+    """Refuses a batch that does not split evenly over devices and micro-batches.
+
+    Raises:
+        UserError: naming the sizes, and the nearest batch sizes that do.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * num_micro_batches
+    if batch_size % ways or batch_size < ways:
+        below = batch_size // ways * ways
+        near = f"{below} or {below + ways}" if below else f"{ways}"
+        parts = f"{mesh.shape['data'] * mesh.shape['fsdp']} devices"
+        parts += f" x {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
+        raise UserError(f"config.data.batch_size is {batch_size}, which does not divide over {parts}. Try {near}.")
+
+
+def sharded_init(function: Callable[..., Any], rules: Rules, mesh: Mesh, *args: Any) -> Any:
+    """Runs `function(*args)` so that each leaf is born on its own devices; no host ever holds the whole."""
+    out = shardings(jax.eval_shape(function, *args), mesh, rules)
+    return jax.jit(function, out_shardings=out)(*args)
+
+
+def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global arrays of a batch of which each process holds its own rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(a)) for name, a in local.items()}
