@@ -1,0 +1,1 @@
+"""Layers: functions of arrays, and small Linen modules. No mesh, no device, no checkpoint name."""

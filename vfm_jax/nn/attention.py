@@ -1,0 +1,70 @@
+"""Multi-head attention; `attend` is the one function through which every attention goes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vfm_jax.core.backend import target_backend
+from vfm_jax.nn.layers import Dense, Initializer, xavier_uniform
+
+
+def attend(
+    query: Float[Array, "b n heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+) -> Float[Array, "b n heads d"]:
+    """softmax(q k / √d) v, with the softmax in float32.
+
+    On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128); on the CPU
+    products over (b heads) n d, which its compiler runs fastest; elsewhere XLA's own form.
+    """
+    backend = target_backend()
+    if backend == "cpu":
+        heads = query.shape[2]
+        q, k, v = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key, value))
+        mixed = _weights(q, k) @ v
+        return rearrange(mixed, "(b heads) n d -> b n heads d", heads=heads)
+    width = query.shape[-1]
+    fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+
+
+def attention_weights(
+    query: Float[Array, "b n heads d"], key: Float[Array, "b k heads d"]
+) -> Float[Array, "b heads n k"]:
+    """softmax(q k / √d): how much each query attends to each key; rows sum to one."""
+    q, k = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key))
+    return rearrange(_weights(q, k), "(b heads) n k -> b heads n k", heads=query.shape[2])
+
+
+def _weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    logits = (query * query.shape[-1] ** -0.5) @ jnp.swapaxes(key, 1, 2)
+    # float32: in bfloat16 the sum over keys loses the small weights
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(query.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.2.2).
+
+    Query, key and value are one kernel (d, 3, heads, head_dim): the heads are an axis that can be split over devices.
+    """
+
+    width: int
+    heads: int
+    kernel_init: Initializer = xavier_uniform
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        head_dim = self.width // self.heads
+        self.qkv = Dense((3, self.heads, head_dim), kernel_init=self.kernel_init, dtype=self.dtype)
+        self.out = Dense(self.width, contract=2, kernel_init=self.kernel_init, dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        qkv = self.qkv(x)  # b n 3 heads head_dim
+        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]))
+
+    def weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b heads n n"]:
+        """How much each token (third axis) attends to each other (last axis); rows sum to one."""
+        qkv = self.qkv(x)
+        return attention_weights(qkv[:, :, 0], qkv[:, :, 1])

@@ -1,0 +1,158 @@
+"""Dense, layer norm, GELU, LayerScale, drop path: float32 where statistics are taken, `dtype` in products.
+
+Where the backend matters, the form is chosen by `core.backend` (CPU: products over (b n) d, norm and GELU with
+their own backward pass; measured in scripts/bench/README.md).
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vfm_jax.core.backend import target_backend
+
+Initializer = Callable[..., jax.Array]
+
+xavier_uniform = nn.initializers.xavier_uniform()
+
+
+class Dense(nn.Module):
+    """y = x W + b over the last axis; W is stored with the axes of `features`, e.g. (d, 3, heads, head_dim).
+
+    Attributes:
+        features: shape that replaces the last axis.
+        contract: how many trailing axes of x are summed over.
+        kernel_init: of the kernel, given as a matrix (inputs, outputs).
+        dtype: of the product; parameters are float32.
+    """
+
+    features: tuple[int, ...] | int
+    contract: int = 1
+    kernel_init: Initializer = xavier_uniform
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        lead, inputs = x.shape[: -self.contract], x.shape[-self.contract :]
+        matrix = (int(np.prod(inputs)), int(np.prod(features)))
+        kernel = self.param(
+            "kernel", lambda key: self.kernel_init(key, matrix, jnp.float32).reshape(*inputs, *features)
+        )
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        return dense(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype), lead)
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, lead: tuple[int, ...]) -> jax.Array:
+    """x W + b with the trailing axes of x contracted, those after `lead`."""
+    inputs = int(np.prod(x.shape[len(lead) :]))
+    kernel, bias, features = kernel.reshape(inputs, -1), bias.reshape(-1), bias.shape
+    if target_backend() == "cpu":
+        # One large matrix product: a 3-D one pulls the activation into itself and computes it twice.
+        x = x.reshape(-1, inputs)
+    else:
+        x = x.reshape(*lead, inputs)
+    y = x @ kernel + jnp.broadcast_to(bias, (*x.shape[:-1], bias.shape[0]))
+    return y.reshape(*lead, *features)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis, with statistics in float32 (two passes: mean, then centred variance).
+
+    Reference: Ba et al., Layer Normalization, 2016 (arXiv:1607.06450).
+    """
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        normalize = standardize_own_backward if target_backend() == "cpu" else _standardize
+        y = normalize(x.astype(jnp.float32), self.epsilon)
+        y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+        return y.astype(self.dtype)
+
+
+def _standardize_with_rate(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    return centred * rate, rate
+
+
+def _standardize(x: jax.Array, epsilon: float) -> jax.Array:
+    return _standardize_with_rate(x, epsilon)[0]
+
+
+# The plain form, differentiated by JAX, keeps more and passes over it more often on a CPU.
+standardize_own_backward = jax.custom_vjp(_standardize, nondiff_argnums=(1,))
+
+
+def _standardize_forward(x: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y, rate = _standardize_with_rate(x, epsilon)
+    return y, (y, rate)
+
+
+def _standardize_backward(epsilon: float, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array]:
+    del epsilon
+    y, rate = kept
+    # dx = r (g - mean(g) - y mean(g y)): mean and variance both depend on x.
+    return (rate * (g - jnp.mean(g, axis=-1, keepdims=True) - y * jnp.mean(g * y, axis=-1, keepdims=True)),)
+
+
+standardize_own_backward.defvjp(_standardize_forward, _standardize_backward)
+
+
+_SQRT_HALF = float(np.sqrt(0.5))
+_SQRT_2_OVER_PI = float(np.sqrt(2 / np.pi))
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Φ(x) with the exact normal distribution (PyTorch's and timm's default).
+
+    Reference: Hendrycks and Gimpel, 2016 (arXiv:1606.08415).
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by its tanh approximation (big_vision's and Flax's default); Sec. 2 of the same paper."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": jax.nn.relu}
+
+
+class LayerScale(nn.Module):
+    """x γ, one learned factor per channel.
+
+    Reference: Touvron et al., Going deeper with Image Transformers, 2021 (arXiv:2103.17239), Sec. 2.
+    """
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],), jnp.float32)
+        return x * jnp.broadcast_to(gamma.astype(x.dtype), x.shape)
+
+
+def drop_path(keys: jax.Array | None, x: Float[Array, "b n d"], rate: float | jax.Array) -> Float[Array, "b n d"]:
+    """Drops the residual branch of some examples, with probability `rate`, and scales up the others.
+
+    One key per example, so that an example's fate does not depend on the batch it stands in. No keys: no drop.
+
+    Reference: Huang et al., Deep Networks with Stochastic Depth, 2016 (arXiv:1603.09382).
+    """
+    if keys is None:
+        return x
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    alive = jax.vmap(lambda key: jax.random.bernoulli(key, keep))(keys)
+    factor = jnp.where(alive, 1.0 / keep, 0.0).astype(x.dtype)
+    return x * factor[:, None, None]

@@ -1,0 +1,59 @@
+"""Images as sequences of patches, and back."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+from vfm_jax.nn.layers import Initializer, dense, xavier_uniform
+
+
+def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: the patch size does not divide the image.
+    """
+    rows, columns = (length // patch_size for length in image_size)
+    if image_size != (rows * patch_size, columns * patch_size):
+        raise ValueError(
+            f"An image of {image_size[0]} x {image_size[1]} pixels does not divide into patches of {patch_size}. "
+            f"Resize to a multiple of {patch_size}, or choose another patch_size."
+        )
+    return rows, columns
+
+
+def patchify(image: Shaped[Array, "b h w c"], patch_size: int) -> Shaped[Array, "b n p"]:
+    """Flattened patches in raster order; pixels within one as (row, column, channel), as He et al. 2021's code."""
+    grid_of((image.shape[1], image.shape[2]), patch_size)
+    return rearrange(image, "b (gh ph) (gw pw) c -> b (gh gw) (ph pw c)", ph=patch_size, pw=patch_size)
+
+
+def unpatchify(patches: Shaped[Array, "b n p"], grid: tuple[int, int], patch_size: int) -> Shaped[Array, "b h w c"]:
+    """The inverse of `patchify`."""
+    return rearrange(
+        patches, "b (gh gw) (ph pw c) -> b (gh ph) (gw pw) c", gh=grid[0], ph=patch_size, pw=patch_size
+    )
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each patch: the strided convolution of Dosovitskiy et al., 2020 (arXiv:2010.11929), Eq. 1.
+
+    The kernel is stored as that convolution's, (rows, columns, channels, d), so that it can be resampled to another
+    patch size. Patches are embedded one by one, so hidden ones need not be given at all.
+    """
+
+    width: int
+    patch_size: int
+    kernel_init: Initializer = xavier_uniform
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
+        pixels = patches.shape[-1]
+        shape = (self.patch_size, self.patch_size, pixels // self.patch_size**2, self.width)
+        kernel = self.param("kernel", lambda key: self.kernel_init(key, (pixels, self.width), jnp.float32).reshape(shape))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        lead = patches.shape[:-1]
+        return dense(patches.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype), lead)
