@@ -1,0 +1,129 @@
+"""Parameter groups: which leaves decay, which learn slower, which not at all; chosen by patterns over leaf names."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.tables import check_fields
+from vfm_jax.core.trees import check_used, label_by_rules, named_leaves
+
+
+class Group(NamedTuple):
+    """Settings of the leaves whose name a pattern finds (`re.search`); a leaf belongs to its first match.
+
+    Attributes:
+        match: regular expression over leaf names.
+        weight_decay: instead of the optimizer's.
+        lr_scale: multiplies the learning rate; 0 freezes the leaves, which then have no optimizer state.
+        trust_ratio: LARS only: the update is scaled to the norm of the leaf.
+    """
+
+    match: str
+    weight_decay: float | None = None
+    lr_scale: float = 1.0
+    trust_ratio: bool = True
+
+
+class LeafSettings(NamedTuple):
+    """What the optimizer does with one leaf."""
+
+    weight_decay: float
+    lr_scale: float
+    trust_ratio: bool
+
+
+# Biases, the scales of norms and LayerScale's gamma: the one-dimensional parameters of every network here.
+DEFAULT_GROUPS = (Group(r"(^|/)(bias|scale|gamma)$", weight_decay=0.0, trust_ratio=False), Group(".*"))
+
+BLOCK = re.compile(r"^encoder/(?:.*/)?block_(\d+)/")
+EMBEDDING = re.compile(r"^encoder/(patch_embedding/|class_token$|positions$|register|mask_token$)")
+
+
+def leaf_settings(
+    params: Any,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    adaptive: bool = False,
+    path: str = "config.optimizer",
+) -> dict[str, LeafSettings]:
+    """Settings by leaf name: those of the leaf's group, times the scale of its layer.
+
+    Args:
+        params: arrays or their shapes; only names are read.
+        groups: fields of `Group`, in order of precedence; None for `DEFAULT_GROUPS`, whose patterns may be idle.
+        weight_decay: of groups that name none.
+        layer_decay: see `layer_scales`.
+        adaptive: groups may set `trust_ratio`.
+        path: of the config dict, for messages.
+
+    Raises:
+        UserError: an unknown field; a leaf without a group; a group without leaves.
+    """
+    names = list(named_leaves(params))
+    if groups is None:
+        chosen: Sequence[Group] = DEFAULT_GROUPS
+    else:
+        chosen = [_read_group(fields, adaptive, f"{path}.groups[{i}]") for i, fields in enumerate(groups)]
+    labels = named_leaves(label_by_rules(params, [group.match for group in chosen], f"{path}.groups"))
+    if groups is not None:
+        check_used([group.match for group in chosen], names, f"{path}.groups")
+        for i, group in enumerate(chosen):
+            if i not in labels.values() and group.match != ".*":  # a closing ".*" may have nothing left to catch
+                raise UserError(
+                    f"{path}.groups[{i}]: every leaf that {group.match!r} matches is taken by an earlier group."
+                    " The first match wins: put the narrower pattern first."
+                )
+    scales = layer_scales(names, layer_decay, path) if layer_decay is not None else {}
+
+    def one(name: str) -> LeafSettings:
+        group = chosen[labels[name]]
+        decay = weight_decay if group.weight_decay is None else group.weight_decay
+        return LeafSettings(decay, group.lr_scale * scales.get(name, 1.0), group.trust_ratio)
+
+    return {name: one(name) for name in names}
+
+
+def layer_scales(names: Iterable[str], layer_decay: float, path: str = "config.optimizer") -> dict[str, float]:
+    """The learning-rate scale of each leaf: layer_decay^(depth + 1 - layer), smallest at the input.
+
+    Layer 0 is the encoder's embedding (patches, positions, class, register and mask token), layer i + 1 its block i,
+    and layer depth + 1, of scale 1, all else: the last norm, pooling, heads, other networks. The depth is read off
+    the names of the encoder's blocks.
+
+    Reference: He et al., 2021 (arXiv:2111.06377), Table 9, as in the authors' fine-tuning code; Clark et al., 2020.
+
+    Raises:
+        UserError: the factor is not in (0, 1]; no leaf is named like "encoder/transformer/block_3/...".
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise UserError(f"{path}.layer_decay is {layer_decay}; expected a factor in (0, 1], such as 0.65.")
+    names = list(names)
+    blocks = {name: int(found.group(1)) for name in names if (found := BLOCK.search(name))}
+    if not blocks:
+        raise UserError(
+            f"{path}.layer_decay needs an encoder made of blocks (leaves named encoder/.../block_0/...);"
+            f" leaves here are named like {', '.join(names[:3])}. Remove layer_decay for this network."
+        )
+    top = max(blocks.values()) + 2
+
+    def layer(name: str) -> int:
+        if name in blocks:
+            return blocks[name] + 1
+        return 0 if EMBEDDING.search(name) else top
+
+    return {name: layer_decay ** (top - layer(name)) for name in names}
+
+
+def _read_group(fields: Mapping[str, Any], adaptive: bool, where: str) -> Group:
+    check_fields(Group, fields, where, given=() if adaptive else ("trust_ratio",))
+    group = Group(**fields)
+    try:
+        re.compile(group.match)
+    except re.error as error:
+        raise UserError(f"{where}.match is {group.match!r}, which is no regular expression: {error}.") from None
+    if group.lr_scale < 0 or (group.weight_decay is not None and group.weight_decay < 0):
+        raise UserError(f"{where} ({group.match!r}): weight_decay and lr_scale are zero or more.")
+    return group
