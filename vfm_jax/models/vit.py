@@ -133,14 +133,15 @@ class ViT(nn.Module):
     def _position_table(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
         if self.positions == "sincos2d":
             return jnp.asarray(sincos_2d(grid, self.width))
-        if not self.is_initializing() and self.has_variable("params", "positions"):
-            found = self.get_variable("params", "positions").shape[:2]
-            if found != grid:
-                raise UserError(
-                    f"The learned positions are for a grid of {found[0]} x {found[1]} patches; these images have "
-                    f'{grid[0]} x {grid[1]}. Resize the images, or train with positions="sincos2d".'
-                )
-        table = self.param("positions", nn.initializers.normal(0.02), (*grid, self.width), jnp.float32)
+        if self.is_initializing() and not self.has_variable("params", "positions"):
+            table = nn.initializers.normal(0.02)(self.make_rng("params"), (*grid, self.width), jnp.float32)
+            self.put_variable("params", "positions", table)
+        table = self.get_variable("params", "positions")
+        if table.shape[:2] != grid:
+            raise UserError(
+                f"The learned positions are for a grid of {table.shape[0]} x {table.shape[1]} patches; these images "
+                f'have {grid[0]} x {grid[1]}. Resize the images, or train with positions="sincos2d".'
+            )
         return table.reshape(-1, self.width)
 
     def _embed(self, image: Float[Array, "b h w c"], keep: Int[Array, "b k"] | None) -> Float[Array, "b n d"]:

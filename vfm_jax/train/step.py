@@ -1,0 +1,139 @@
+"""One training step, and the gradient of an objective on the effective batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vfm_jax.core.keys import key_for
+from vfm_jax.core.types import Batch, Measurements
+from vfm_jax.objectives.interface import Objective
+from vfm_jax.train.state import TrainState
+
+Views = Callable[[jax.Array, Batch], Batch]
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    views: Views,
+    *,
+    seed: int,
+    stage: int = 0,
+    num_micro_batches: int = 1,
+    update_ema: Callable[[Any, Any, jax.Array], Any] | None = None,
+    schedule: Callable[[jax.Array], jax.Array],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
+    """The pure function (state, host batch) -> (state after one update, measurements).
+
+    Measurements hold what the objective reports, and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
+    (one number per parameter leaf in tree order, looked at when something is not finite).
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        batch = views(key_for(seed, 0, "views", stage), batch)  # examples differ by their own index and epoch
+        key = key_for(seed, state.step, "forward", stage)
+        grads, extra, measured = gradients(
+            objective, state.params, state.extra, batch, key, state.step, num_micro_batches
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        extra = objective.after_update(params, extra, state.step)
+        ema = update_ema(state.ema, params, state.step) if update_ema else state.ema
+        squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
+        measured = measured | {
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "gradient_norm": jnp.sqrt(jnp.sum(squares)),
+            "leaf_gradient_norms": jnp.sqrt(squares),
+        }
+        return TrainState(state.step + 1, params, extra, opt_state, ema), measured
+
+    return step
+
+
+def gradients(
+    objective: Objective,
+    params: Any,
+    extra: Any,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    num_micro_batches: int = 1,
+) -> tuple[Any, Any, Measurements]:
+    """Gradient of the loss on the whole batch, the carried values after it, and the measurements.
+
+    With micro-batches the result is that of the one big batch, for every objective (up to the order of sums):
+    separable losses are averaged; for the others all outputs are computed first without a graph, the criterion is
+    differentiated once on all of them, then each micro-batch is run again and pulled back ("gradient caching":
+    Gao et al., 2021, arXiv:2101.06983).
+    """
+
+    def loss_of(params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Measurements]]:
+        outputs, extra = objective.forward(params, extra, batch, key, step)
+        return objective.criterion(params, extra, outputs, step)
+
+    if num_micro_batches == 1:
+        grads, (extra, measured) = jax.grad(loss_of, has_aux=True)(params, extra, batch)
+        return grads, extra, measured
+
+    micro = _split(batch, num_micro_batches)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    if objective.separable:
+
+        def accumulate(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Measurements]:
+            total, extra = carry
+            grads, (extra, measured) = jax.grad(loss_of, has_aux=True)(params, extra, part)
+            return (jax.tree.map(jnp.add, total, grads), extra), measured
+
+        (total, extra), measured = jax.lax.scan(accumulate, (zeros, extra), micro)
+        mean = jax.tree.map(lambda total: total / num_micro_batches, total)
+        return mean, extra, jax.tree.map(lambda values: jnp.mean(values, axis=0), measured)
+
+    def run(extra: Any, part: Batch) -> tuple[Any, Any]:
+        outputs, moved = objective.forward(params, extra, part, key, step)
+        return moved, (outputs, extra)
+
+    moved, (outputs, extra_before) = jax.lax.scan(run, extra, micro)
+    differentiable, rest, rebuild = _partition(_join(outputs))
+
+    def criterion(params: Any, differentiable: list[jax.Array]) -> tuple[jax.Array, tuple[Any, Measurements]]:
+        return objective.criterion(params, moved, rebuild(differentiable, rest), step)
+
+    (grads, pulls), (extra, measured) = jax.grad(criterion, argnums=(0, 1), has_aux=True)(params, differentiable)
+
+    def pull_back(total: Any, part: tuple[Batch, Any, list[jax.Array]]) -> tuple[Any, None]:
+        one, extra, pull = part
+        _, back = jax.vjp(lambda p: _partition(objective.forward(p, extra, one, key, step)[0])[0], params)
+        return jax.tree.map(jnp.add, total, back(pull)[0]), None
+
+    grads, _ = jax.lax.scan(pull_back, grads, (micro, extra_before, _split(pulls, num_micro_batches)))
+    return grads, extra, measured
+
+
+def _split(tree: Any, parts: int) -> Any:
+    # Micro-batch j takes rows j, j + parts, ...: every device keeps the rows it has.
+    return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0), tree)
+
+
+def _join(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
+
+
+def _partition(tree: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
+    """Leaves a gradient can flow through, the others (indices, masks), and how to put them together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    flows = [np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jnp.bfloat16 for leaf in leaves]
+
+    def rebuild(differentiable: list[jax.Array], rest: list[jax.Array]) -> Any:
+        sources = iter(differentiable), iter(rest)
+        return jax.tree.unflatten(structure, [next(sources[0 if flow else 1]) for flow in flows])
+
+    return (
+        [leaf for leaf, flow in zip(leaves, flows, strict=True) if flow],
+        [leaf for leaf, flow in zip(leaves, flows, strict=True) if not flow],
+        rebuild,
+    )
