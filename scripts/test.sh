@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Lint, types and the test suite, on packages installed as requirements.lock pins them. Arguments go to pytest:
+# scripts/test.sh tests/core -k keys        the fast tests chosen
+# scripts/test.sh -m "slow or not slow"     all of them, the slow ones too
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+
+# Compiled programs are kept between runs, apart for each kind of machine: they are made for one processor.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-$VENV}/.cache}/vfm_jax/tests-$(uname -sm | tr ' ' '-')}
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=${JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES:--1}
+
+status=0
+check() {
+    say "$*"
+    "$VENV/bin/$1" "${@:2}" || { status=1 && say "FAILED: $* (the tests run all the same; the exit code will be 1)"; }
+}
+check ruff check --quiet .
+check ruff format --quiet --check .
+check ty check --quiet
+say "pytest $*"
+"$VENV/bin/python" -m pytest "$@" || status=$?
+exit "$status"
