@@ -1,0 +1,13 @@
+"""What a representation is worth: k-NN, a linear probe, classification.
+
+A new evaluator is one file and one line of this table.
+"""
+
+from vfm_jax.evaluators.classification import classification
+from vfm_jax.evaluators.interface import Evaluator, evaluate
+from vfm_jax.evaluators.knn import knn
+from vfm_jax.evaluators.linear_probe import linear_probe
+
+EVALUATORS = {"classification": classification, "knn": knn, "linear_probe": linear_probe}
+
+__all__ = ["EVALUATORS", "Evaluator", "evaluate"]
