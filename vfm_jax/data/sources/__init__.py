@@ -1,0 +1,47 @@
+"""Where images come from: random access, one reader contract.
+
+An example is a dict of numpy values:
+
+    image  uint8 (H, W, c)  the canvas, of one shape for the whole source; the picture fills its top left
+    size   int32 (2,)       height and width of that picture, in pixels
+    label  int32 ()         class id, or -1 where there is none
+    index  int32 ()         the record's place in the source
+
+A source whose records lie in memory may add `__getitems__(indices)`, which gives the same dict for many records at
+once (the batch axis first); the pipeline then never touches single records.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from vfm_jax.data.sources import arrays, embedded, folder, tfds
+
+
+class Source(Protocol):
+    """What the pipeline reads from. Reading is safe from several threads, and the source can be pickled.
+
+    Attributes:
+        class_names: by class id, or None for unlabelled images.
+        image_shape: height, width and channels of the canvas.
+    """
+
+    class_names: tuple[str, ...] | None
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+    def name(self, index: int) -> str:
+        """The record in the user's words, for messages: a file's path, or the array and the row."""
+        ...
+
+
+SOURCES = {
+    "arrays": arrays.arrays,
+    "folder": folder.folder,
+    "mnist5k": embedded.mnist5k,
+    "photos": embedded.photos,
+    "tfds": tfds.tfds,
+}
