@@ -1,0 +1,285 @@
+"""Batches in exact order."""
+
+import collections
+import glob
+import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data.pipeline import eval_batches, train_batches
+from vfm_jax.data.sources.arrays import arrays
+from vfm_jax.data.sources.folder import folder
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not find this file
+
+
+class CountingSource:
+    """Images that hold their own index; read one by one, as a folder's are."""
+
+    class_names = ("even", "odd")
+    image_shape = (2, 3, 1)
+
+    def __init__(self, length, broken=None):
+        self.length, self.broken = length, broken
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise OSError("the disk is gone")
+        image, size = np.full(self.image_shape, index, np.uint8), np.array([2, 3], np.int32)
+        return {"image": image, "size": size, "label": np.int32(index % 2), "index": np.int32(index)}
+
+    def name(self, index):
+        return f"image_{index}.png"
+
+
+class ManyAtOnceSource(CountingSource):
+    """The same, read many at a time."""
+
+    def __getitems__(self, indices):
+        examples = [self[int(i)] for i in indices]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _take(batches, number):
+    with batches:
+        return [next(batches) for _ in range(number)]
+
+
+def _assert_same(left, right):
+    assert len(left) == len(right)
+    for one, two in zip(left, right, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+            assert one[name].dtype == two[name].dtype
+
+
+SHAPES = {"image": (5, 2, 3, 1), "size": (5, 2), "label": (5,), "index": (5,), "epoch": (5,), "valid": (5,)}
+TYPES = dict.fromkeys(("size", "label", "index", "epoch"), "int32") | {"image": "uint8", "valid": "bool"}
+
+
+@pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
+def test_a_batch_holds_the_fields_of_the_contract(kind):
+    source = kind(11)
+    (batch,) = _take(train_batches(source, batch_size=5, seed=0), 1)
+    assert {name: values.shape for name, values in batch.items()} == SHAPES
+    assert {name: str(values.dtype) for name, values in batch.items()} == TYPES
+    assert batch["valid"].all()
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    np.testing.assert_array_equal(batch["label"], batch["index"] % 2)
+    (batch,) = _take(eval_batches(source, batch_size=5), 1)
+    assert {name: str(values.dtype) for name, values in batch.items()} == TYPES
+
+
+@pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
+@pytest.mark.parametrize("batch_size", [3, 11, 40])
+def test_every_record_comes_exactly_once_an_epoch(kind, batch_size):
+    batches = _take(train_batches(kind(11), batch_size=batch_size, seed=1), 40 // batch_size + 10)
+    index, epoch = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "epoch"))
+    for one in range(epoch.max()):  # the last may be cut
+        np.testing.assert_array_equal(np.sort(index[epoch == one]), np.arange(11))
+    assert epoch.max() >= 2
+    assert (np.diff(epoch) >= 0).all()
+    assert tuple(index[:11]) != tuple(index[11:22])
+
+
+def test_the_batches_follow_from_seed_and_stage_alone():
+    source = CountingSource(50)
+    first = _take(train_batches(source, batch_size=20, seed=3, stage=1), 4)
+    _assert_same(first, _take(train_batches(source, batch_size=20, seed=3, stage=1, threads=5), 4))
+    _assert_same(first, _take(train_batches(ManyAtOnceSource(50), batch_size=20, seed=3, stage=1), 4))
+    for other in ({"seed": 4, "stage": 1}, {"seed": 3, "stage": 2}):
+        batches = _take(train_batches(source, batch_size=20, **other), 1)
+        assert (batches[0]["index"] != first[0]["index"]).any()
+
+
+@pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
+def test_a_resumed_run_goes_on_with_the_same_batches(kind):
+    whole = _take(train_batches(kind(13), batch_size=40, seed=0), 9)
+    _assert_same(whole[6:], _take(train_batches(kind(13), batch_size=40, seed=0, start_step=6), 3))
+
+
+@pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_rows_of_all_processes_are_the_batch_of_one(kind, count):
+    """36 rows are three parts for one process and other parts for several."""
+    whole = _take(train_batches(kind(29), batch_size=36, seed=0), 4)
+    shares = [
+        _take(train_batches(kind(29), batch_size=36, seed=0, process_index=p, process_count=count), 4)
+        for p in range(count)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*shares, strict=True)
+    ]
+    _assert_same(whole, joined)
+
+
+@pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
+@pytest.mark.parametrize(("length", "count"), [(7, 1), (8, 2), (3, 2), (25, 1)])
+def test_evaluation_gives_every_record_once_and_pads(kind, length, count):
+    shares = [
+        list(eval_batches(kind(length), batch_size=4, process_index=p, process_count=count)) for p in range(count)
+    ]
+    assert {len(share) for share in shares} == {-(-length // 4)}
+    batches = [
+        {n: np.concatenate([part[n] for part in parts]) for n in parts[0]} for parts in zip(*shares, strict=True)
+    ]
+    index, valid = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "valid"))
+    np.testing.assert_array_equal(index[valid], np.arange(length))
+    last, good = batches[-1], batches[-1]["valid"]
+    for name in ("image", "label", "index", "epoch"):
+        assert not last[name][~good].any()
+    np.testing.assert_array_equal(last["size"], [[2, 3]] * 4)
+
+
+def test_a_limited_evaluation_reads_records_of_every_class():
+    labels = np.repeat(np.arange(5), 8)
+    source = arrays(images=np.zeros((40, 2, 3), np.uint8), labels=labels)
+    (batch,) = eval_batches(source, batch_size=10, limit=10)
+    np.testing.assert_array_equal(batch["label"], np.repeat(np.arange(5), 2))
+
+
+@pytest.mark.parametrize("kind", [train_batches, eval_batches])
+def test_a_batch_that_does_not_divide_over_processes_is_refused(kind):
+    options = {"seed": 0} if kind is train_batches else {}
+    with pytest.raises(UserError, match=r"batch_size is 10, which does not divide over 4 processes. Try 8"):
+        kind(CountingSource(9), batch_size=10, process_count=4, **options)
+    with pytest.raises(UserError, match="Try 4"):
+        kind(CountingSource(9), batch_size=2, process_count=4, **options)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"threads": 0}, {"start_step": -1}])
+def test_wrong_numbers_are_refused(wrong):
+    with pytest.raises(UserError, match="workers is .* threads is .* first step"):
+        train_batches(CountingSource(9), batch_size=3, seed=0, **wrong)
+
+
+def test_an_unreadable_record_is_named():
+    batches = train_batches(CountingSource(9, broken=4), batch_size=9, seed=0)
+    with pytest.raises(TrainingError, match=r"Cannot read image_4\.png: OSError: the disk is gone"):
+        next(batches)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_a_damaged_file_stops_the_run_with_its_name(write_image, tmp_path):
+    for i in range(3):
+        write_image(tmp_path / f"{i}.jpg", 40, 50)
+    (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:650])
+    with (
+        train_batches(folder(str(tmp_path), canvas_size=8), batch_size=3, seed=0) as batches,
+        pytest.raises(TrainingError, match=r"Cannot read .*1\.jpg: .*truncated"),
+    ):
+        next(batches)
+
+
+def test_no_thread_is_left_after_closing():
+    def alive():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+
+    with train_batches(CountingSource(9), batch_size=40, seed=0, threads=3) as batches:
+        next(batches)
+        assert alive()
+    for _ in range(200):
+        if not alive():
+            break
+        time.sleep(0.01)
+    assert not alive()
+    assert list(batches) == []
+
+
+def _shared_memory():
+    return set(glob.glob("/dev/shm/*"))
+
+
+def test_worker_processes_give_the_same_batches_and_leave_nothing():
+    """Also resumed, and by another number of workers: the position is the step alone."""
+    source = CountingSource(23)
+    whole = _take(train_batches(source, batch_size=36, seed=0), 5)
+    before = _shared_memory()
+    with train_batches(source, batch_size=36, seed=0, workers=2, start_step=2) as batches:
+        _assert_same(whole[2:4], [next(batches), next(batches)])
+        kept = next(batches)
+    del batches
+    _assert_same([whole[4]], [kept])
+    assert not multiprocessing.active_children()
+    for _ in range(300):  # grain removes shared memory in a thread
+        if _shared_memory() <= before:
+            break
+        time.sleep(0.01)
+    assert _shared_memory() <= before
+
+
+def test_a_record_unreadable_in_a_worker_is_named_too():
+    with (
+        eval_batches(CountingSource(9, broken=4), batch_size=9, workers=1) as batches,
+        pytest.raises(TrainingError, match=r"Cannot read image_4\.png: OSError: the disk is gone"),
+    ):
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_told_and_does_not_hang():
+    with train_batches(CountingSource(9), batch_size=4, seed=0, workers=1) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match="exit code -9"):
+            collections.deque(itertools.islice(batches, 100), maxlen=0)  # what was ready may still come
+
+
+PARENT = """
+import multiprocessing, os, signal, sys
+import numpy as np
+from vfm_jax.data.pipeline import train_batches
+from vfm_jax.data.sources.arrays import arrays
+
+if __name__ == "__main__":
+    batches = train_batches(arrays(images=np.zeros((9, 2, 3), np.uint8)), batch_size=4, seed=0, workers=1)
+    next(batches)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for the worker in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, tmp_path / "parent.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (worker,) = done.stdout.split()
+
+    def running():
+        try:
+            state = pathlib.Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
+    for _ in range(500):
+        if not running():
+            break
+        time.sleep(0.02)
+    assert not running()

@@ -1,0 +1,87 @@
+"""Which record stands where: a pure function of seed, stage, epoch and the example's place in the run.
+
+Nothing is stored and nothing has to run first, so a position in the data is the number of the step alone. Grain's
+`index_shuffle` is such a function too, at 4 to 10 µs an index in a Python loop; this one shuffles a batch of 256 in
+about 0.1 ms, which matters where a whole step takes 30 ms.
+"""
+
+import dataclasses
+
+import numpy as np
+
+_ROUNDS = 4
+
+
+def permuted(position: np.ndarray, length: int, key: tuple[int, ...]) -> np.ndarray:
+    """The image of each position under the permutation of range(length) that `key` names (int64).
+
+    A Feistel network on Z_a × Z_b, a·b ≥ length, with modular addition in place of xor; what falls outside the
+    range is sent through again until it falls inside (Black & Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    b = max(1, int(np.ceil(np.sqrt(length))))
+    a = -(-length // b)
+    keys = np.random.SeedSequence(key).generate_state(2 * _ROUNDS, np.uint64)
+
+    def once(value: np.ndarray) -> np.ndarray:
+        x, y = value // np.uint64(b), value % np.uint64(b)
+        for r in range(_ROUNDS):
+            x = (x + _mix(y ^ keys[2 * r]) % np.uint64(a)) % np.uint64(a)
+            y = (y + _mix(x ^ keys[2 * r + 1]) % np.uint64(b)) % np.uint64(b)
+        return x * np.uint64(b) + y
+
+    value = once(np.asarray(position, np.uint64))
+    while (outside := value >= np.uint64(length)).any():
+        value[outside] = once(value[outside])
+    return value.astype(np.int64)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    # The finalizer of SplitMix64 (Steele et al., 2014): every output bit depends on every input bit.
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOrder:
+    """Every record once an epoch, each epoch in another order, without end; a batch may span epochs.
+
+    Attributes:
+        num_examples: records of the source.
+        seed: the run's seed.
+        stage: number of the stage in the run; each has its own order.
+    """
+
+    num_examples: int
+    seed: int
+    stage: int = 0
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Index (int64), epoch (int32) and validity (bool) of the run's examples number `start` to `stop`."""
+        epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_examples)
+        index = np.empty_like(position)
+        for one in np.unique(epoch):
+            here = epoch == one
+            index[here] = permuted(position[here], self.num_examples, (self.seed, self.stage, int(one)))
+        return index, epoch.astype(np.int32), np.ones(len(index), np.bool_)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOrder:
+    """Every record once, in the order of the source; or `limit` of them, evenly spaced.
+
+    Evenly spaced, because the first ones of a source sorted by class are all of one class.
+    """
+
+    num_examples: int
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        return self.num_examples if self.limit is None else min(self.limit, self.num_examples)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Index (int64), epoch (int32) and validity (bool); rows past the end are not valid, and have index 0."""
+        position = np.arange(start, stop, dtype=np.int64)
+        valid = position < len(self)
+        index = np.where(valid, position * self.num_examples // len(self), 0)
+        return index, np.zeros(len(index), np.int32), valid
