@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data.device import prefetch
 from vfm_jax.data.pipeline import eval_batches, train_batches
 from vfm_jax.data.sources.arrays import arrays
 from vfm_jax.data.sources.folder import folder
@@ -241,6 +242,20 @@ def test_a_killed_worker_is_told_and_does_not_hang():
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(TrainingError, match="exit code -9"):
             collections.deque(itertools.islice(batches, 100), maxlen=0)  # what was ready may still come
+
+
+def test_signals_to_the_process_group_do_not_end_the_workers():
+    """From their first moment on: Ctrl-C while they start is the common case."""
+    with prefetch(train_batches(CountingSource(9), batch_size=4, seed=0, workers=1), lambda batch: batch) as batches:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        for _ in range(2):
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGINT)
+                os.kill(worker.pid, signal.SIGTERM)
+            assert len([next(batches) for _ in range(20)]) == 20
+        assert multiprocessing.active_children() == workers
+    assert not multiprocessing.active_children()
 
 
 PARENT = """

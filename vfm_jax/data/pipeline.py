@@ -7,13 +7,15 @@ A batch is read in parts of a few rows (`_PART_ROWS`), so that all threads and w
 of each making a batch of its own: the first batch comes sooner, and less is held in memory.
 """
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +26,8 @@ from vfm_jax.data.sources import Source
 
 _PART_ROWS = 16
 _MAX_THREADS = 16
+_SIGTERM_GRACE_SECONDS = 60
+_ENDING = {signal.SIGINT, signal.SIGTERM}
 
 HostBatch = dict[str, np.ndarray]
 
@@ -32,14 +36,17 @@ class HostBatches(Iterator[HostBatch]):
     """Batches of this process's rows. Close it, or use it in a `with`, to end its threads and workers at once."""
 
     def __init__(self, batches: Any):
-        self._batches = batches
+        self._batches: Iterator[HostBatch] = batches
         self._finalizer = weakref.finalize(self, batches.close)
+        self._started = False
 
     def __next__(self) -> HostBatch:
-        if not self._finalizer.alive:
-            raise StopIteration
         try:
-            return next(self._batches)
+            if self._started:
+                return next(self._batches)
+            self._started = True
+            with _signals_held():
+                return next(self._batches)
         except TrainingError:
             self.close()
             raise
@@ -56,6 +63,7 @@ class HostBatches(Iterator[HostBatch]):
     def close(self) -> None:
         """Ends threads and worker processes; a second call does nothing."""
         self._finalizer()
+        self._batches = iter(())
 
     def __enter__(self) -> Self:
         return self
@@ -246,19 +254,42 @@ def _join(parts: Sequence[HostBatch]) -> HostBatch:
     return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
+@contextlib.contextmanager
+def _signals_held() -> Generator[None, None, None]:
+    """Worker processes started inside are born with these signals held back, until they have handlers of their own.
+
+    Not in the main thread, where Ctrl-C must stay alive while workers start.
+    """
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(index: int, count: int) -> None:
     """Runs first in each worker process."""
     del index, count
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the run decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     # Grain's workers outlive a parent that was killed: this one ends with it.
     threading.Thread(target=_end_with_parent, name="vfm-parent-watch", daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    import multiprocessing
+def _end_later(*signal_and_frame: object) -> None:
+    """Leaves the run time to save; ends even so, for a parent that was never told to close and waits at its exit."""
+    del signal_and_frame
+    timer = threading.Timer(_SIGTERM_GRACE_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
