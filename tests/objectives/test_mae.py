@@ -46,7 +46,9 @@ def _load(golden, config):
     encoder = {
         "class_token": golden["param/cls_token"].reshape(-1),
         "patch_embedding": {"kernel": patch.transpose(2, 3, 1, 0), "bias": golden["param/patch_embed.proj.bias"]},
-        "transformer": {f"block_{i}": _block(golden, f"blocks.{i}", config["num_heads"]) for i in range(config["depth"])},
+        "transformer": {
+            f"block_{i}": _block(golden, f"blocks.{i}", config["num_heads"]) for i in range(config["depth"])
+        },
         "norm": {"scale": golden["param/norm.weight"], "bias": golden["param/norm.bias"]},
     }
     decoder = {

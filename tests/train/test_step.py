@@ -62,9 +62,7 @@ def test_a_step_on_eight_devices_equals_one_on_a_single_device(name, mesh, monke
     monkeypatch.setattr("vfm_jax.core.sharding.FSDP_MIN_SIZE", 64)
     objective, batch = _objective(name), _batch(name)
     optimizer = optax.sgd(0.1)  # linear in the gradient: a difference in the update is one in the gradient
-    step = make_step(
-        objective, optimizer, lambda key, batch: batch, seed=0, schedule=lambda step: jnp.float32(0.1)
-    )
+    step = make_step(objective, optimizer, lambda key, batch: batch, seed=0, schedule=lambda step: jnp.float32(0.1))
     create = functools.partial(init_state, objective, optimizer, batch, with_ema=False)
     results = []
     for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), mesh)):

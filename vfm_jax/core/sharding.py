@@ -25,9 +25,7 @@ Layout = str | Sequence[str | None]
 Rules = Sequence[tuple[str, Layout]]
 
 
-def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor); one of the sizes may be -1: what is left of the devices.
 
     Raises:

@@ -42,9 +42,7 @@ def label_by_rules(tree: Any, patterns: Sequence[str], where: str) -> Any:
     labels = map_named(lambda name, _: first_match(name, patterns), tree)
     lost = [
         name
-        for name, label in zip(
-            named_leaves(tree), jax.tree.leaves(labels, is_leaf=lambda x: x is None), strict=True
-        )
+        for name, label in zip(named_leaves(tree), jax.tree.leaves(labels, is_leaf=lambda x: x is None), strict=True)
         if label is None
     ]
     if lost:

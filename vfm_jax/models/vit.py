@@ -1,7 +1,6 @@
 """Vision transformer (Dosovitskiy et al., 2020, arXiv:2010.11929)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,35 +35,12 @@ POSITIONS = ("learned", "sincos2d")
 POOLINGS = ("class", "mean", "attention")
 
 
-def vit(
-    *,
-    variant: str = "S/16",
-    width: int | None = None,
-    depth: int | None = None,
-    mlp_dim: int | None = None,
-    heads: int | None = None,
-    **fields: Any,
-) -> "ViT":
-    """The ViT `variant`, "SIZE/PATCH" ("B/16"); sizes given by keyword replace the variant's.
-
-    Raises:
-        UserError: no such size, or a patch that is no number.
-    """
-    size, _, patch = str(variant).partition("/")
-    row = lookup(SIZES, size, "variant")
-    if not patch.isdigit() or int(patch) == 0:
-        raise UserError(f"variant {variant!r} has no patch size; write SIZE/PATCH, for example {size}/16.")
-    given = (width, depth, mlp_dim, heads)
-    sizes = [own if own is not None else default for own, default in zip(given, row, strict=True)]
-    return ViT(int(patch), *sizes, **fields)
-
-
 class ViT(nn.Module):
     """Patches, positions, transformer, norm, pooling.
 
     Attributes:
-        patch_size: pixels along one side of a patch.
-        width: of every token.
+        variant: "SIZE/PATCH": a row of `SIZES`, and the pixels along one side of a patch.
+        width: of every token; this and the next three replace the variant's where they are given.
         depth: number of blocks.
         mlp_dim: hidden width of the blocks' MLP.
         heads: attention heads.
@@ -80,11 +56,11 @@ class ViT(nn.Module):
         dtype: of matrix products; parameters, norms and softmax are float32.
     """
 
-    patch_size: int
-    width: int
-    depth: int
-    mlp_dim: int
-    heads: int
+    variant: str = "S/16"
+    width: int | None = None
+    depth: int | None = None
+    mlp_dim: int | None = None
+    heads: int | None = None
     positions: str = "learned"
     class_token: bool = True
     pooling: str = "class"
@@ -98,6 +74,22 @@ class ViT(nn.Module):
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of a patch."""
+        patch = self.variant.partition("/")[2]
+        if not patch.isdigit() or int(patch) == 0:
+            raise UserError(f"variant {self.variant!r} has no patch size; write SIZE/PATCH, for example S/16.")
+        return int(patch)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Width, depth, MLP width and heads."""
+        row = lookup(SIZES, self.variant.partition("/")[0], "variant")
+        given = (self.width, self.depth, self.mlp_dim, self.heads)
+        width, depth, mlp_dim, heads = (own or default for own, default in zip(given, row, strict=True))
+        return width, depth, mlp_dim, heads
+
     def setup(self) -> None:
         if self.positions not in POSITIONS or self.pooling not in POOLINGS:
             raise UserError(
@@ -106,12 +98,13 @@ class ViT(nn.Module):
             )
         if self.pooling == "class" and not self.class_token:
             raise UserError('pooling "class" needs class_token=True; without one choose "mean" or "attention".')
-        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, dtype=self.dtype)
+        width, depth, mlp_dim, heads = self.sizes
+        self.patch_embedding = PatchEmbedding(width, self.patch_size, dtype=self.dtype)
         self.transformer = Transformer(
-            self.width,
-            self.depth,
-            self.heads,
-            self.mlp_dim,
+            width,
+            depth,
+            heads,
+            mlp_dim,
             self.activation,
             self.layer_scale,
             self.drop_path,
@@ -122,19 +115,16 @@ class ViT(nn.Module):
         )
         self.norm = LayerNorm(self.norm_epsilon, self.dtype)
         if self.class_token:
-            self.class_embedding = self.param(
-                "class_token", nn.initializers.normal(0.02), (self.width,), jnp.float32
-            )
+            init = nn.initializers.normal(0.02)
+            self.class_embedding = self.param("class_token", init, (width,), jnp.float32)
         if self.pooling == "attention":
-            self.pool = AttentionPooling(
-                self.width, self.heads, self.mlp_dim, self.activation, self.norm_epsilon, dtype=self.dtype
-            )
+            self.pool = AttentionPooling(width, heads, mlp_dim, self.activation, self.norm_epsilon, dtype=self.dtype)
 
     def _position_table(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
         if self.positions == "sincos2d":
-            return jnp.asarray(sincos_2d(grid, self.width))
+            return jnp.asarray(sincos_2d(grid, self.sizes[0]))
         if self.is_initializing() and not self.has_variable("params", "positions"):
-            table = nn.initializers.normal(0.02)(self.make_rng("params"), (*grid, self.width), jnp.float32)
+            table = nn.initializers.normal(0.02)(self.make_rng("params"), (*grid, self.sizes[0]), jnp.float32)
             self.put_variable("params", "positions", table)
         table = self.get_variable("params", "positions")
         if table.shape[:2] != grid:
@@ -142,18 +132,19 @@ class ViT(nn.Module):
                 f"The learned positions are for a grid of {table.shape[0]} x {table.shape[1]} patches; these images "
                 f'have {grid[0]} x {grid[1]}. Resize the images, or train with positions="sincos2d".'
             )
-        return table.reshape(-1, self.width)
+        return table.reshape(-1, self.sizes[0])
 
     def _embed(self, image: Float[Array, "b h w c"], keep: Int[Array, "b k"] | None) -> Float[Array, "b n d"]:
         grid = grid_of((image.shape[1], image.shape[2]), self.patch_size)
-        patches = patchify(image, self.patch_size)
-        positions = jnp.broadcast_to(self._position_table(grid)[None], (image.shape[0], grid[0] * grid[1], self.width))
+        patches = patchify(image, self.patch_size)  # b n p
+        table = self._position_table(grid)
+        positions = jnp.broadcast_to(table[None], (image.shape[0], *table.shape))  # b n d
         if keep is not None:  # hidden patches are not even embedded
             patches, positions = gather_tokens(patches, keep), gather_tokens(positions, keep)
         x = self.patch_embedding(patches) + positions.astype(self.dtype)
         if self.class_token:
             token = self.class_embedding.astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, token.shape[0])), x], axis=1)
         return x
 
     def __call__(
@@ -201,4 +192,3 @@ class ViT(nn.Module):
             weights = rows[:, :, 0] if self.pooling == "class" else jnp.mean(rows[:, :, num_prefix:], axis=2)
         weights = weights[:, :, num_prefix:].astype(jnp.float32)
         return weights.reshape(*weights.shape[:2], *grid)
-

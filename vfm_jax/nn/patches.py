@@ -32,9 +32,7 @@ def patchify(image: Shaped[Array, "b h w c"], patch_size: int) -> Shaped[Array, 
 
 def unpatchify(patches: Shaped[Array, "b n p"], grid: tuple[int, int], patch_size: int) -> Shaped[Array, "b h w c"]:
     """The inverse of `patchify`."""
-    return rearrange(
-        patches, "b (gh gw) (ph pw c) -> b (gh ph) (gw pw) c", gh=grid[0], ph=patch_size, pw=patch_size
-    )
+    return rearrange(patches, "b (gh gw) (ph pw c) -> b (gh ph) (gw pw) c", gh=grid[0], ph=patch_size, pw=patch_size)
 
 
 class PatchEmbedding(nn.Module):
@@ -53,7 +51,9 @@ class PatchEmbedding(nn.Module):
     def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         pixels = patches.shape[-1]
         shape = (self.patch_size, self.patch_size, pixels // self.patch_size**2, self.width)
-        kernel = self.param("kernel", lambda key: self.kernel_init(key, (pixels, self.width), jnp.float32).reshape(shape))
+        kernel = self.param(
+            "kernel", lambda key: self.kernel_init(key, (pixels, self.width), jnp.float32).reshape(shape)
+        )
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         lead = patches.shape[:-1]
         return dense(patches.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype), lead)

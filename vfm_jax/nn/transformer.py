@@ -160,7 +160,9 @@ class Transformer(nn.Module):
             x = run(x, *layer)
             return x, x if wanted else None
 
-        stacked = jax.tree.map(lambda *leaves: jnp.stack([_cast_matrix(a, self.dtype) for a in leaves]), *self._layers())
+        stacked = jax.tree.map(
+            lambda *leaves: jnp.stack([_cast_matrix(a, self.dtype) for a in leaves]), *self._layers()
+        )
         x, outputs = jax.lax.scan(turn, x, (stacked, jnp.asarray(rates), jnp.arange(self.depth)))
         return x, tuple(outputs[i] for i in wanted)
 

@@ -38,7 +38,9 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
     def init(key, batch) -> Variables:
         seen, encoder_params, encoder_state = init_network(encoder, stream(key, "encoder"), batch["image"])
         _, head_params, head_state = init_network(head, stream(key, "head"), seen.pooled, train=True)
-        return Variables({"encoder": encoder_params, "head": head_params}, {"encoder": encoder_state, "head": head_state})
+        return Variables(
+            {"encoder": encoder_params, "head": head_params}, {"encoder": encoder_state, "head": head_state}
+        )
 
     def forward(params, extra, batch, key, step):
         del step  # nothing here changes over training
@@ -47,7 +49,9 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
         seen, statistics = apply_network(
             encoder, weights, extra["encoder"], batch["image"], keys=keys, train=not freeze_encoder
         )
-        target = batch["target"] if "target" in batch else smooth_labels(batch["label"], head.num_classes, label_smoothing)
+        target = (
+            batch["target"] if "target" in batch else smooth_labels(batch["label"], head.num_classes, label_smoothing)
+        )
         return Classified(seen.pooled, target), {**extra, "encoder": statistics}
 
     def criterion(params, extra, outputs, step):
@@ -63,4 +67,6 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
 
     predict = encoder_predictions(encoder) | {"logits": logits}
     # A head with batch norm couples the examples, so its criterion must see them all at once.
-    return Objective(init, forward, criterion, carry_nothing, predict, separable=not getattr(head, "batch_norm", False))
+    return Objective(
+        init, forward, criterion, carry_nothing, predict, separable=not getattr(head, "batch_norm", False)
+    )

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -418,12 +419,22 @@ def _agreed(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+@functools.cache
 def _orbax() -> Any:
     """Orbax, imported at its first use (half a second), without its running commentary on stderr."""
-    logging.getLogger("absl").addFilter(_not_from_orbax)
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_logger().addFilter(_not_from_orbax)
+    sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     from orbax.checkpoint import v1
 
     return v1
+
+
+def _without_closed_loops(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Passes on all but what TensorStore says when one array's failure has ended the writing of the others."""
+    if not (unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"):
+        report(unraisable)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -471,8 +482,9 @@ def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], wanted: Leaves) -
     context.pytree.loading.partial_load = True
     stored = _non_empty(targets)
     try:
-        with context:
-            arrays = targets | (named_leaves(ocp.load(path, _nested(stored))) if stored else {})
+        # In a thread, for a notebook's main one has an event loop running and Orbax needs its own.
+        with ThreadPoolExecutor(1) as thread:
+            arrays = targets | thread.submit(_load, context, path, stored).result()
     except MemoryError:
         raise
     except Exception as error:
@@ -481,6 +493,11 @@ def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], wanted: Leaves) -
         if value != manifest["leaves"][name]["checksum"]:
             raise _Damaged(f"leaf {name} does not match its checksum")
     return arrays
+
+
+def _load(context: Any, path: pathlib.Path, targets: Leaves) -> Leaves:
+    with context:
+        return named_leaves(_orbax().load(path, _nested(targets))) if targets else {}
 
 
 def _place(array: np.ndarray | jax.Array, leaf: Any) -> np.ndarray | jax.Array:
@@ -564,9 +581,9 @@ def _content_crc(content: Any) -> int:
 def _cause(error: BaseException) -> str:
     """One short line; of TensorStore's pages the operating system's own words."""
     text = str(error)
-    system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]", text)
+    system = re.search(r"os_error_code='(\d+)'", text)
     if system:
-        return system.group(1)
+        return os.strerror(int(system.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,156 @@
+"""Wrong input gets a few lines in the user's words and exit code 2, before anything is compiled."""
+
+import json
+
+import jax
+import pytest
+from PIL import Image
+
+from vfm_jax import cli
+from vfm_jax.train import loop
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir or "")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (40, 30), (40 * i, 90, 10)).save(tmp_path / "photos" / label / f"{i}.jpg")
+    return tmp_path / "photos"
+
+
+def _refused(capsys, monkeypatch, tmp_path, *words):
+    """The message of a command that must end with exit code 2 before any compilation."""
+    monkeypatch.setattr(loop, "run_stage", lambda *args: pytest.fail("the mistake was not found before compilation"))
+    code = cli.main(["train", f"--workdir={tmp_path / 'run'}", *words])
+    out, err = capsys.readouterr()
+    assert code == 2, out + err
+    assert "Traceback" not in err
+    assert 1 <= len(err.strip().splitlines()) <= 5
+    return err
+
+
+def _folder(path):
+    return (
+        QUICKSTART + ":photos", "--config.data=" + repr(dict(name="folder", path=str(path), canvas_size=32, batch_size=8)),
+        "--config.eval_data=None", "--config.evals=None", "--config.baselines=()",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--config.objective.mask_ration=0.5"], ["mask_ration", "mask_ratio"]),
+        (["--config.objectiv.mask_ratio=0.5"], ["objectiv", "'objective'"]),
+        (["config.objective.mask_ratio=0.5"], ["--config.objective.mask_ratio=0.5"]),
+        (["--confg.objective.mask_ratio=0.5"], ["confg"]),
+        (["--workdri=x"], ["--workdri", "--workdir"]),
+        (["--config.objective.name=meae"], ["meae", "mae"]),
+        (["--config.networks.encoder.name=vitt"], ["vitt", "vit"]),
+        (["--config.objective.mask_ratio=high"], ["mask_ratio", "a number", "a word"]),
+        (["--config.objective.mask_ratio=nan"], ["finite"]),
+        (["--config.objective.mask_ratio=1.5"], ["mask_ratio"]),
+        (["--config.total_epochs=-3"], ["total_epochs", "-3"]),
+        (["--config.data.batch_size=130"], ["130", "128 or 136", "8 devices"]),
+        (["--config.data.batch_size=0"], ["batch_size", "0"]),
+        (["--config.mesh={'fsdp': 3}"], ["fsdp=3", "8 devices"]),
+        (["--config.networks.encoder.variant=mu/5"], ["28 x 28", "5"]),
+        (["--config.networks.encoder.heads=7"], ["96", "7 heads"]),
+        (["--config.optimizer.b1=2.0"], ["config.optimizer.b1"]),
+        (["--config.schedule.warmup_epochs=900"], ["warm-up"]),
+        (["--config.evals={'knn': {'num_neighbours': 3}}"], ["num_neighbours", "num_neighbors"]),
+        (["--config.views.image.ops.0.max_pixel=3"], ["max_pixel", "max_pixels"]),
+        (["--config.baselines=('random',)"], ["random_init"]),
+        (["--config.dtype=float31"], ["float31", "float32"]),
+    ],
+)
+def test_a_mistake_in_words_is_answered_in_words(capsys, monkeypatch, tmp_path, words, expected):
+    message = _refused(capsys, monkeypatch, tmp_path, QUICKSTART, *words)
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("configs/quikstart.py", "configs/quickstart.py"),
+        ("configs/quickstart.py:mea", "mea"),
+        ("README.md", "README.md"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_named(capsys, monkeypatch, tmp_path, config, expected):
+    assert expected in _refused(capsys, monkeypatch, tmp_path, f"--config={config}")
+
+
+def test_a_missing_folder_is_named_with_its_neighbour(capsys, monkeypatch, tmp_path, photos):
+    message = _refused(capsys, monkeypatch, tmp_path, *_folder(photos.with_name("potos")))
+    assert "potos" in message
+    assert "photos" in message
+
+
+def test_an_empty_folder_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = _refused(capsys, monkeypatch, tmp_path, *_folder(tmp_path / "empty"))
+    assert "empty" in message
+    assert ".jpg" in message
+
+
+def test_a_text_file_named_jpg_is_named(capsys, monkeypatch, tmp_path, photos):
+    (photos / "cat" / "page.jpg").write_text("<html>not found</html>", encoding="utf-8")
+    assert "page.jpg" in _refused(capsys, monkeypatch, tmp_path, *_folder(photos))
+
+
+def test_labels_beyond_the_head_are_named(capsys, monkeypatch, tmp_path, photos):
+    head = repr({"encoder": {"name": "vit", "variant": "mu/8"}, "head": {"name": "linear_head", "num_classes": 1}})
+    objective = "--config.objective=" + repr({"name": "supervised"})
+    message = _refused(capsys, monkeypatch, tmp_path, *_folder(photos), f"--config.networks={head}", objective)
+    assert "num_classes" in message
+    assert "2 classes" in message
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", QUICKSTART], ["report"], ["eval"]])
+def test_an_incomplete_command_says_what_is_missing(capsys, words):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert "vfm" in out + err
+
+
+def test_a_workdir_that_is_a_file_is_refused(capsys, monkeypatch, tmp_path):
+    (tmp_path / "run").write_text("", encoding="utf-8")
+    assert "workdir" in _refused(capsys, monkeypatch, tmp_path, QUICKSTART)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="meae"):
+        cli.main(["train", QUICKSTART, f"--workdir={tmp_path / 'run'}", "--config.objective.name=meae", "--debug"])
+
+
+def test_config_shows_values_defaults_and_overrides(capsys):
+    assert cli.main(["config", QUICKSTART, "--config.seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "config.seed = 7  (the file has 0)" in lines
+    assert "config.optimizer.eps = 1e-08  (default)" in lines
+    assert cli.main(["config", QUICKSTART, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objective"]["name"] == "mae"
+
+
+def test_inspect_lists_every_leaf_with_its_count(capsys):
+    assert cli.main(["inspect", QUICKSTART, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"leaf", "shape", "count", "dtype", "sharding"} == set(rows[0])
+    kernel = next(row for row in rows if row["leaf"] == "encoder/transformer/block_0/mlp/up/kernel")
+    assert (kernel["shape"], kernel["count"], kernel["dtype"]) == ("96 x 384", 96 * 384, "float32")
+
+
+def test_items_of_a_tuple_can_be_overridden_by_number():
+    recipe = cli.override(cli.load_recipe("configs/quickstart.py"), [("views.image.ops.0.max_pixels", "5")], "it")
+    assert recipe["views"]["image"]["ops"][0]["max_pixels"] == 5

@@ -1,0 +1,439 @@
+"""From a recipe to the things it names: the one place where a config becomes objects.
+
+Every field of a recipe is a keyword of `build_experiment`, and every dict in it names a function of ours and that
+function's keywords. Unknown fields are refused before anything is built.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vfm_jax.augment.mix import mixup_cutmix
+from vfm_jax.augment.views import build_views
+from vfm_jax.core.durations import UNITS, Clock, read_duration
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.keys import example_keys, stream
+from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_batch, make_mesh
+from vfm_jax.core.tables import build, check_fields, keywords, lookup
+from vfm_jax.core.types import Batch
+from vfm_jax.data.device import Prefetch, prefetch
+from vfm_jax.data.pipeline import eval_batches, train_batches
+from vfm_jax.data.sources import SOURCES, Source
+from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
+from vfm_jax.evaluators.interface import check_evaluator
+from vfm_jax.models import MODELS
+from vfm_jax.objectives import OBJECTIVES
+from vfm_jax.objectives.interface import Objective, Variables
+from vfm_jax.optim import OPTIMIZERS, SCHEDULES, ema_momentum, make_optimizer, update_ema
+
+__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete"]
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+BASELINES = ("random_init", "raw_pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluator and when it is due.
+
+    Attributes:
+        evaluator: a value of `evaluators`.
+        every_steps: how often while training; 0 for only at the end.
+    """
+
+    evaluator: Evaluator
+    every_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One stage of a recipe, built; `train` runs it.
+
+    Attributes:
+        source: what is trained on.
+        eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
+        loader: workers and threads of the data pipeline.
+        views: device function from a host batch (uint8 canvas) to what the objective takes.
+        eval_views: the same for evaluation, without randomness.
+        sample: a host batch of two blank examples, for shapes.
+        abstract_params: shapes of the parameters.
+    """
+
+    title: str
+    seed: int
+    stage: int
+    source: Source
+    eval_sources: Mapping[str, Source]
+    loader: Mapping[str, Any]
+    views: Callable[[jax.Array, Batch], Batch]
+    eval_views: Callable[[jax.Array, Batch], Batch] | None
+    sample: Batch
+    abstract_params: Any
+    objective: Objective
+    schedule: Callable[[Any], jax.Array]
+    optimizer: optax.GradientTransformation
+    update_ema: Callable[[Any, Any, jax.Array], Any] | None
+    mesh: jax.sharding.Mesh
+    rules: Rules
+    batch_size: int
+    eval_batch_size: int
+    num_micro_batches: int
+    total_steps: int
+    clock: Clock
+    evaluations: Mapping[str, Evaluation]
+    baselines: Mapping[str, Mapping[str, Evaluator]]
+    denormalize: Callable[[np.ndarray], np.ndarray]
+    save_every_steps: int
+    keep_checkpoints: int
+    log_every_steps: int
+    writers: Sequence[str]
+
+    def train_batches(self, start_step: int) -> Prefetch:
+        """Global batches from step `start_step` on, without end, a few ahead of their use."""
+        host = train_batches(
+            self.source,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            stage=self.stage,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **self.loader,
+        )
+        return prefetch(host, lambda batch: global_batch(batch, self.mesh))
+
+    def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+        """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples)."""
+        host = eval_batches(
+            self.eval_sources[split],
+            batch_size=self.eval_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            limit=limit,
+        )
+        return (global_batch(batch, self.mesh) for batch in host)
+
+    def run_evaluators(
+        self,
+        evaluators: Mapping[str, Evaluator],
+        predict: Mapping[str, Callable[[Batch], Any]],
+        batches: Mapping[str, Callable[[], Iterator[Batch]]],
+    ) -> dict[str, float]:
+        """Figures of the evaluators, as `evaluator/figure`."""
+        return evaluate(evaluators, predict, batches)
+
+
+def build_experiment(
+    *,
+    data: Mapping[str, Any],
+    views: Mapping[str, Any],
+    networks: Mapping[str, Any],
+    objective: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    mix: Mapping[str, Any] = {},  # noqa: B006 - read only
+    title: str = "",
+    seed: int = 0,
+    total_steps: float | None = None,
+    total_epochs: float | None = None,
+    total_examples: float | None = None,
+    num_micro_batches: int = 1,
+    ema: Mapping[str, Any] = {},  # noqa: B006
+    eval_data: Mapping[str, Any] = {},  # noqa: B006
+    eval_views: Mapping[str, Any] = {},  # noqa: B006
+    evals: Mapping[str, Any] = {},  # noqa: B006
+    eval_batch_size: int = 256,
+    baselines: Sequence[str] = (),
+    dtype: str = "float32",
+    mesh: Mapping[str, int] = {},  # noqa: B006
+    sharding: Sequence[tuple[str, Any]] = FSDP_RULES,
+    checkpoints: Mapping[str, Any] = {},  # noqa: B006
+    log_every_steps: int = 10,
+    writers: Sequence[str] = (),
+    stage: int = 0,
+) -> Experiment:
+    """Builds one stage; the keywords are the fields of a recipe.
+
+    Args:
+        data: a source by name with its keywords, and `batch_size` (global), `workers`, `threads`.
+        views: field -> {"ops": ordered operations, "num_views": views per example}.
+        networks: role -> network by name; roles are the objective's arguments ("encoder", "decoder", ...).
+        objective: a method by name with its keywords.
+        optimizer: by name with its keywords.
+        schedule: learning rate by name; durations in steps, epochs, examples or percent (`warmup_epochs`).
+        mix: mixup and CutMix of the finished views (keywords of `augment.mix.mixup_cutmix`); {} mixes nothing.
+        title: one line for the report.
+        seed: of everything random.
+        total_steps: length of the run, here or in the next two units.
+        total_epochs: the same in epochs.
+        total_examples: the same in examples.
+        num_micro_batches: split each batch into this many, with the gradient of the whole (gradient accumulation).
+        ema: keep an average of the parameters for evaluation: {"momentum": 0.9999}; {} keeps none.
+        eval_data: what "train" and "test" of the evaluators differ in from `data`: {"test": {"split": "test"}}.
+        eval_views: as `views`, for evaluation; without randomness.
+        evals: name -> evaluator by name with its keywords, and `every_epochs` (or another unit) while training.
+        eval_batch_size: examples per evaluation batch over all devices.
+        baselines: what the result is compared with: "random_init", "raw_pixels".
+        dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, softmax and losses are float32.
+        mesh: {"data": -1, "fsdp": 1, "tensor": 1}; -1 is what is left of the devices.
+        sharding: ordered rules (regex over leaf names, layout); see `core.sharding`.
+        checkpoints: {"every_epochs": 1, "keep_last": 2}, any unit.
+        log_every_steps: how often metrics are written.
+        writers: besides metrics.jsonl: "tensorboard", "wandb".
+        stage: position among the recipe's stages; set by the program.
+
+    Raises:
+        UserError: a field, name or value that cannot be; nothing expensive has run by then.
+    """
+    fields = dict(data)
+    loader = {"workers": fields.pop("workers", 0), "threads": fields.pop("threads", 4)}
+    if "batch_size" not in fields:
+        raise UserError("config.data lacks batch_size: the number of examples per step, over all devices.")
+    batch_size = fields.pop("batch_size")
+    _check_count(batch_size, "config.data.batch_size")
+    _check_count(num_micro_batches, "config.num_micro_batches")
+    device_mesh = _build_mesh(mesh)
+    check_batch_size(batch_size, device_mesh, num_micro_batches)
+    check_batch_size(eval_batch_size, device_mesh)
+
+    built_networks = {role: _build_network(role, spec, dtype) for role, spec in networks.items()}
+    built_objective = _build_objective(objective, built_networks)
+    for name, spec in evals.items():
+        lookup(EVALUATORS, spec.get("name", name), f"config.evals.{name}.name")
+    for baseline in baselines:
+        lookup(dict.fromkeys(BASELINES), baseline, "config.baselines")
+    average = _build_ema(ema)
+
+    source = build(SOURCES, fields, "config.data")
+    eval_sources = {}
+    if evals:
+        for split in ("train", "test"):
+            overlay = dict(eval_data.get(split, {}))
+            where = f"config.eval_data.{split}"
+            eval_sources[split] = build(SOURCES, fields | overlay, where) if overlay else source
+
+    clock = Clock(batch_size, len(source))
+    lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
+    steps = read_duration(lengths, "total", clock, "config")
+    if not steps:
+        raise UserError("The recipe has no length: set config.total_epochs, total_examples or total_steps, above 0.")
+    clock = dataclasses.replace(clock, total_steps=steps)
+
+    rate = build(
+        SCHEDULES, _in_steps(SCHEDULES, schedule, clock, "config.schedule"), "config.schedule", total_steps=steps
+    )
+    if evals and not eval_views:
+        raise UserError("config.evals needs config.eval_views: what evaluators see, without randomness.")
+    train_views, test_views = _build_views(views, mix), build_views(eval_views) if eval_views else None
+    sample = _sample(source.image_shape)
+    abstract = _abstract_variables(built_objective, train_views, sample)
+    _check_labels(source, networks, "config.networks")
+    update = make_optimizer(abstract.params, optimizer, rate)
+
+    evaluations = {}
+    for name, spec in evals.items():
+        where = f"config.evals.{name}"
+        every = read_duration(spec, "every", clock, where, 0)
+        evaluations[name] = Evaluation(build(EVALUATORS, _evaluator_fields(name, spec), where), every)
+        check_evaluator(evaluations[name].evaluator, name, built_objective.predict, eval_sources)
+
+    check_fields(_checkpoint_fields, checkpoints, "config.checkpoints")
+    return Experiment(
+        title=title or f"{objective['name']} on {data['name']}",
+        seed=seed,
+        stage=stage,
+        source=source,
+        eval_sources=eval_sources,
+        loader=loader,
+        views=train_views,
+        eval_views=test_views,
+        sample=sample,
+        abstract_params=abstract.params,
+        objective=built_objective,
+        schedule=rate,
+        optimizer=update,
+        update_ema=average,
+        mesh=device_mesh,
+        rules=tuple((pattern, layout) for pattern, layout in sharding),
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        num_micro_batches=num_micro_batches,
+        total_steps=steps,
+        clock=clock,
+        evaluations=evaluations,
+        baselines={name: _baseline_evaluators(name, evals) for name in baselines},
+        denormalize=_denormalizer(eval_views),
+        save_every_steps=read_duration(checkpoints, "every", clock, "config.checkpoints", max(1, steps // 10)),
+        keep_checkpoints=checkpoints.get("keep_last", 2),
+        log_every_steps=log_every_steps,
+        writers=tuple(writers),
+    )
+
+
+def _checkpoint_fields(
+    *,
+    every_steps: float | None = None,
+    every_epochs: float | None = None,
+    every_examples: float | None = None,
+    every_percent: float | None = None,
+    keep_last: int = 2,
+) -> None:
+    """The fields of `config.checkpoints`."""
+
+
+def _check_count(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{where} is {value!r}; expected a whole number, one or more.")
+
+
+def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
+    check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
+    return make_mesh(**mesh)
+
+
+def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:
+    where = f"config.networks.{role}"
+    chosen = lookup(DTYPES, dtype, "config.dtype")
+    return build(MODELS, spec, where, dtype=chosen)
+
+
+def _build_objective(spec: Mapping[str, Any], networks: Mapping[str, Any]) -> Objective:
+    function = lookup(OBJECTIVES, spec.get("name"), "config.objective.name")
+    roles = [name for name, p in keywords(function).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if unknown := sorted(set(networks) - set(roles)):
+        raise UserError(
+            f"config.networks has {unknown[0]!r}, which the objective {spec['name']!r} does not use; "
+            f"it takes {', '.join(roles)}. (A stage drops a network by setting it to None.)"
+        )
+    if missing := [role for role in roles if role not in networks]:
+        raise UserError(
+            f"The objective {spec['name']!r} needs config.networks.{missing[0]}. Networks: {', '.join(MODELS)}."
+        )
+    return build(OBJECTIVES, spec, "config.objective", **networks)
+
+
+def _build_views(views: Mapping[str, Any], mix: Mapping[str, Any]) -> Callable[[jax.Array, Batch], Batch]:
+    single = build_views(views)
+    if not mix:
+        return single
+    check_fields(mixup_cutmix, mix, "config.mix")
+    blend = mixup_cutmix(**mix)
+
+    def apply(key: jax.Array, batch: Batch) -> Batch:
+        # One draw for the batch, from its first example: no two batches begin with the same one in the same epoch.
+        own = example_keys(stream(key, "mix"), batch["epoch"][:1], batch["index"][:1])[0]
+        return blend(own, single(key, batch))
+
+    return apply
+
+
+def _build_ema(spec: Mapping[str, Any]) -> Callable[[Any, Any, jax.Array], Any] | None:
+    if not spec:
+        return None
+    check_fields(ema_momentum, spec, "config.ema", given=("step",))
+    momentum = spec.get("momentum", keywords(ema_momentum)["momentum"].default)
+    if not 0 <= momentum < 1:
+        raise UserError(f"config.ema.momentum is {momentum}; expected a number in [0, 1), such as 0.9999.")
+    return lambda ema, params, step: update_ema(ema, params, ema_momentum(step, **spec))
+
+
+def _evaluator_fields(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    due = {f"every_{unit}" for unit in UNITS}
+    return {"name": name} | {field: value for field, value in spec.items() if field not in due}
+
+
+def _baseline_evaluators(baseline: str, evals: Mapping[str, Any]) -> dict[str, Evaluator]:
+    """The evaluators of a representation; those of a trained head have no meaning for a baseline."""
+    evaluators = {}
+    for name, spec in evals.items():
+        fields = _evaluator_fields(name, spec)
+        if "pool" in keywords(EVALUATORS[fields["name"]]):
+            pixels = {"pool": "pixels"} if baseline == "raw_pixels" else {}
+            evaluators[name] = build(EVALUATORS, fields | pixels, f"config.evals.{name}")
+    return evaluators
+
+
+def _denormalizer(views: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """From what the network sees back to intensities in [0, 1], for pictures."""
+    ops = [op for view in views.values() for op in view["ops"] if op["name"] == "normalize"]
+    mean, std = (np.asarray(ops[0][field], np.float32) for field in ("mean", "std")) if ops else (0.0, 1.0)
+    return lambda image: np.clip(image * std + mean, 0, 1).astype(np.float32)
+
+
+def _in_steps(table: Mapping[str, Any], spec: Mapping[str, Any], clock: Clock, where: str) -> dict[str, Any]:
+    """The spec with each duration in steps, as the callee wants it: `warmup_epochs=40` becomes `warmup_steps=...`."""
+    fields = dict(spec)
+    function = lookup(table, fields.get("name"), f"{where}.name")
+    for keyword in keywords(function):
+        if keyword.endswith("_steps") and keyword != "total_steps":
+            stem = keyword.removesuffix("_steps")
+            steps = read_duration(fields, stem, clock, where)
+            fields = {k: v for k, v in fields.items() if k not in {f"{stem}_{unit}" for unit in UNITS}}
+            if steps is not None:
+                fields[keyword] = steps
+    return fields
+
+
+def _sample(image_shape: tuple[int, int, int]) -> Batch:
+    height, width, _ = image_shape
+    numbers = {name: np.zeros(2, np.int32) for name in ("label", "index", "epoch")}
+    sizes = np.broadcast_to(np.array([height, width], np.int32), (2, 2))
+    return {"image": np.zeros((2, *image_shape), np.uint8), "size": sizes, "valid": np.ones(2, bool)} | numbers
+
+
+def _abstract_variables(objective: Objective, views: Callable[..., Batch], sample: Batch) -> Variables:
+    """Shapes of everything learned; where a recipe's sizes do not fit together, this is where it shows."""
+    try:
+        return jax.eval_shape(lambda key: objective.init(key, views(key, sample)), jax.random.key(0))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"The networks do not fit the views. {error}") from error
+
+
+def _check_labels(source: Source, networks: Mapping[str, Any], where: str) -> None:
+    for role, spec in networks.items():
+        if "num_classes" not in spec:
+            continue
+        if source.class_names is None:
+            raise UserError(f"{where}.{role} classifies, but the data has no labels: use one subfolder per class.")
+        if spec["num_classes"] < len(source.class_names):
+            raise UserError(
+                f"{where}.{role}.num_classes is {spec['num_classes']}, but the data has "
+                f"{len(source.class_names)} classes. Set it to {len(source.class_names)}."
+            )
+
+
+def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with every field that it leaves to a default written out, for overrides and for the record."""
+    full = {
+        name: p.default
+        for name, p in keywords(build_experiment).items()
+        if name != "stage" and p.default is not p.empty and p.default is not None
+    } | {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+    tables = dict(data=SOURCES, objective=OBJECTIVES, optimizer=OPTIMIZERS, schedule=SCHEDULES)
+    for field, table in tables.items():
+        full[field] = _with_defaults(table, full.get(field, {}))
+    full["data"] = {"workers": 0, "threads": 4} | full["data"]
+    full["networks"] = {role: _with_defaults(MODELS, spec) for role, spec in full.get("networks", {}).items()}
+    full["evals"] = {
+        name: _with_defaults(EVALUATORS, {"name": name} | dict(spec)) for name, spec in full["evals"].items()
+    }
+    return full
+
+
+def _with_defaults(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any]) -> dict[str, Any]:
+    function = table.get(spec.get("name"))
+    if function is None:
+        return dict(spec)  # building it will say so
+    plain = (bool, int, float, str, tuple)
+    defaults = {name: p.default for name, p in keywords(function).items() if isinstance(p.default, plain)}
+    stems = {field.rpartition("_")[0] for field in spec if field.rpartition("_")[2] in UNITS}
+    return {
+        k: v for k, v in defaults.items() if k.rpartition("_")[0] not in stems or not k.endswith("_steps")
+    } | dict(spec)

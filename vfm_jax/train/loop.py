@@ -1,0 +1,236 @@
+"""The loop: build every stage, then for each one make or restore its state and take its steps.
+
+Duties of one turn, in this order: evaluate if due, save if due, take a batch, step, report the step before. So an
+evaluation and a checkpoint of one number see the same state; the next step is under way before the last one's
+measurements are read; and the data moves on only after the save.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.keys import key_for
+from vfm_jax.core.sharding import replicated, sharded_init, shardings
+from vfm_jax.core.trees import named_leaves
+from vfm_jax.experiment import Experiment, build_experiment
+from vfm_jax.report.inputs import write_arrays
+from vfm_jax.train.checkpoint import Checkpoints, restore_params
+from vfm_jax.train.evaluation import Judge
+from vfm_jax.train.record import Run, finished_summary, read_json
+from vfm_jax.train.stages import Stage, carry_over, read_stages
+from vfm_jax.train.state import TrainState, init_state
+from vfm_jax.train.step import make_step
+
+
+class _Stop:
+    """Set by SIGTERM and Ctrl-C: the loop then saves and ends. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.reason = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker): leave signals alone
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        del frame
+        self.requested, self.reason = True, "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        signal.signal(number, self._previous[number] or signal.SIG_DFL)
+        print(f"\n{self.reason}: saving after this step. (Once more to stop at once.)", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Runs a recipe in `workdir`, or continues there where it stopped, and gives its summary.
+
+    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report.
+
+    Raises:
+        UserError: the recipe or the data cannot be used, or the workdir holds another model.
+        TrainingError: the loss is not finite, or the data cannot be read.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    if (finished := finished_summary(workdir, recipe)) is not None:
+        print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
+        return finished
+    stages = read_stages(recipe)
+    experiments = [build_experiment(**stage.recipe) for stage in stages]  # every mistake shows before any work
+    run = Run(workdir, recipe, stages, experiments)
+    with _Stop() as stop:
+        try:
+            donor, origin = _start(recipe)
+            for stage, experiment in zip(stages, experiments, strict=True):
+                state = run_stage(run, stage, experiment, donor, origin, stop)
+                if stop.requested:
+                    break
+                donor, origin = jax.device_get(state.variables.params), f"stage {stage.name}"
+        finally:
+            run.close(stop.reason)
+    return run.summary
+
+
+def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
+    """Step and figures of the newest checkpoint in `workdir`, with the evaluators of the recipe.
+
+    Raises:
+        UserError: no checkpoint, or the recipe has no evaluators.
+    """
+    for stage in reversed(read_stages(recipe)):
+        directory = pathlib.Path(workdir).absolute() / "checkpoints" / stage.name
+        if directory.is_dir():
+            experiment = build_experiment(**stage.recipe)
+            if not experiment.evaluations:
+                raise UserError("The recipe has no config.evals: nothing to evaluate.")
+            blank, key, layout = _blank_state(experiment)
+            with Checkpoints(directory) as checkpoints:
+                found = checkpoints.restore(_abstract(blank, key, layout))
+            if found is not None:
+                state, meta = found
+                return meta["step"], Judge(experiment).evaluate(state.variables, experiment.evaluations)
+    raise UserError(
+        f"{workdir} has no checkpoint of this recipe. Train first: vfm train --config=... --workdir={workdir}"
+    )
+
+
+def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each stage a row for every parameter leaf: name, shape, count, dtype, sharding. Nothing is allocated."""
+    tables = {}
+    for stage in read_stages(recipe):
+        experiment = build_experiment(**stage.recipe)
+        params = experiment.abstract_params
+        specs = named_leaves(shardings(params, experiment.mesh, experiment.rules))
+        tables[stage.name] = [
+            {
+                "leaf": name,
+                "shape": " x ".join(map(str, leaf.shape)),
+                "count": leaf.size,
+                "dtype": leaf.dtype.name,
+                "sharding": ", ".join(axis or "-" for axis in specs[name].spec) or "replicated",
+            }
+            for name, leaf in named_leaves(params).items()
+        ]
+    return tables
+
+
+def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
+    """Parameters the first stage starts from, and where they are from; None where it starts from scratch."""
+    origin = recipe.get("start_from")
+    if not origin:
+        return None, ""
+    path = pathlib.Path(origin)
+    if (before := read_json(path / "config.json")) and (path / "checkpoints").is_dir():  # a run: its last stage
+        names = [stage.name for stage in read_stages(before)]
+        path = next((p for name in reversed(names) if (p := path / "checkpoints" / name).is_dir()), path)
+    found, _ = restore_params(path, ("params", "ema"))
+    return found["ema"] or found["params"], str(origin)
+
+
+def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin: str, stop: _Stop) -> TrainState:
+    """Takes one stage to its end, or to where it was asked to stop."""
+    blank, key, layout = _blank_state(experiment)
+    judge = Judge(experiment) if experiment.evaluations else None
+
+    with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
+        found = checkpoints.restore(_abstract(blank, key, layout))
+        if found is not None:
+            state, start = found[0], found[1]["step"]
+            run.say(f"Resuming stage {stage.name} at step {start:,}.")
+        else:
+            start = 0
+            state = sharded_init(blank, experiment.rules, experiment.mesh, key)
+            if donor is not None:
+                params, account = carry_over(state.params, donor, stage.carry, origin)
+                state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+                run.say(account)
+        step_function = jax.jit(
+            make_step(
+                experiment.objective,
+                experiment.optimizer,
+                experiment.views,
+                seed=experiment.seed,
+                stage=experiment.stage,
+                num_micro_batches=experiment.num_micro_batches,
+                update_ema=experiment.update_ema,
+                schedule=experiment.schedule,
+            ),
+            donate_argnums=0,
+            out_shardings=(layout, replicated(experiment.mesh)),
+        )
+        names = list(named_leaves(state.params))
+        with experiment.train_batches(start) as batches, run.watch(stage.name, experiment, start, names) as watch:
+            step = start
+            while True:
+                if judge and (due := _due(experiment, step, start)):
+                    with watch.pause():
+                        figures = judge.evaluate(state.variables, due)
+                    run.write(experiment.stage, step, "eval", figures)
+                last = step >= experiment.total_steps or stop.requested
+                if step > start and (last or step % experiment.save_every_steps == 0):
+                    with watch.pause():  # has read the last loss: a state that is not finite is never saved
+                        checkpoints.save(step, state, run.meta(stage.name, experiment, step))
+                if last:
+                    break
+                batch = next(batches)
+                state, measured = step_function(state, batch)
+                watch.stepped(measured, batch, batches.wait_seconds)
+                step += 1
+        checkpoints.wait()
+        if judge and step >= experiment.total_steps and not run.is_concluded(stage.name):
+            fresh = functools.partial(sharded_init, blank, experiment.rules, experiment.mesh, key)
+            _conclude(run, stage.name, experiment, judge, state, fresh)
+    return state
+
+
+def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, Any]:
+    """The pure function that makes a fresh state, its key, and the sharding of every leaf."""
+    with_ema = experiment.update_ema is not None
+
+    def blank(key: jax.Array) -> TrainState:
+        sample = {name: jnp.asarray(value) for name, value in experiment.sample.items()}
+        batch = experiment.views(key, sample)
+        return init_state(experiment.objective, experiment.optimizer, batch, key, with_ema=with_ema)
+
+    key = key_for(experiment.seed, 0, "init", experiment.stage)
+    return blank, key, shardings(jax.eval_shape(blank, key), experiment.mesh, experiment.rules)
+
+
+def _abstract(blank: Callable[[jax.Array], TrainState], key: jax.Array, layout: Any) -> TrainState:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(blank, key),
+        layout,
+    )
+
+
+def _due(experiment: Experiment, step: int, start: int) -> list[str]:
+    if step == start or step >= experiment.total_steps:  # the last evaluation is the stage's conclusion
+        return []
+    return [name for name, e in experiment.evaluations.items() if e.every_steps and step % e.every_steps == 0]
+
+
+def _conclude(
+    run: Run, stage: str, experiment: Experiment, judge: Judge, state: TrainState, fresh: Callable[[], TrainState]
+) -> None:
+    """The last evaluation, the baselines it is compared with, and the pictures."""
+    figures = judge.evaluate(state.variables, experiment.evaluations)
+    baselines = judge.baselines(lambda: fresh().variables)
+    run.write(experiment.stage, experiment.total_steps, "eval", figures)
+    pictures = judge.pictures(state.variables)  # every process takes part
+    if run.is_first:
+        write_arrays(run.workdir, pictures)
+    run.conclude(stage, figures, baselines)

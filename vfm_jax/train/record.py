@@ -1,0 +1,268 @@
+"""What a run leaves behind: its config, measurements and summary; and a watch over every step's loss."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.tables import build, lookup
+from vfm_jax.core.trees import count_parameters
+from vfm_jax.core.types import Batch, Measurements
+from vfm_jax.experiment import Experiment
+from vfm_jax.report.environment import hardware, versions
+from vfm_jax.report.progress import Progress
+from vfm_jax.report.writers import WRITERS, JsonLines, MetricsWriter
+from vfm_jax.train.stages import Stage
+
+_OFFENDERS = 3  # examples and leaves named when something is not finite
+
+
+def plain(value: Any) -> Any:
+    """A recipe's value as JSON has it: mappings as dicts, tuples as lists."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none, or a crash has left half of one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def finished_summary(workdir: pathlib.Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary in `workdir`, if this very recipe has run there to its end."""
+    summary = read_json(workdir / "summary.json")
+    same = read_json(workdir / "config.json") == plain(recipe)
+    return summary if same and summary.get("finished") else None
+
+
+class Run:
+    """The files of a run; only the first process writes them.
+
+    Attributes:
+        summary: what becomes `summary.json` (its fields are listed in `report.inputs`).
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        recipe: Mapping[str, Any],
+        stages: Sequence[Stage],
+        experiments: Sequence[Experiment],
+    ):
+        self.workdir = workdir
+        self.checkpoints = workdir / "checkpoints"
+        self.is_first = jax.process_index() == 0
+        self._started = time.time()
+        self._recipe = plain(recipe)
+        before, self.summary = read_json(workdir / "config.json"), read_json(workdir / "summary.json")
+        self._wall_before = self.summary.get("wall_seconds", 0.0)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._write_json("config.json", self._recipe)
+        except OSError as error:
+            raise UserError(
+                f"The workdir {workdir} cannot be written: {error.strerror}. Give another --workdir."
+            ) from None
+        if before and before != self._recipe:
+            self.say("The recipe differs from the one this workdir was begun with; going on with the new one.")
+            self.summary.pop("evaluations", None)
+        self._metrics = JsonLines(workdir / "metrics.jsonl") if self.is_first else None
+        self._others: list[MetricsWriter] = []
+        for name in experiments[0].writers:
+            lookup(WRITERS, name, "config.writers")
+            if self.is_first:
+                self._others.append(
+                    build(WRITERS, {"name": name}, "config.writers", workdir=workdir, config=self._recipe)
+                )
+        self._describe(stages, experiments)
+
+    def _describe(self, stages: Sequence[Stage], experiments: Sequence[Experiment]) -> None:
+        first = experiments[0]
+        test = first.eval_sources.get("test")
+        done = {row["name"]: row["steps"] for row in self.summary.get("stages", ())}
+        self.summary |= {
+            "title": first.title,
+            "objective": self._recipe["objective"]["name"],
+            "network": self._recipe["networks"]["encoder"]["name"],
+            "num_parameters": count_parameters(first.abstract_params),
+            "data": {
+                "name": self._recipe["data"]["name"],
+                "num_examples": len(first.source),
+                "num_test": len(test) if test is not None else None,
+                "image_shape": list(first.source.image_shape),
+                "num_classes": len(first.source.class_names) if first.source.class_names else None,
+            },
+            "seed": first.seed,
+            "batch_size": first.batch_size,
+            "stages": [
+                {"name": stage.name, "steps": done.get(stage.name, 0), "total_steps": experiment.total_steps}
+                for stage, experiment in zip(stages, experiments, strict=True)
+            ],
+            "total_steps": sum(experiment.total_steps for experiment in experiments),
+            "versions": versions(),
+            "hardware": hardware(),
+            "finished": False,
+        }
+
+    def say(self, message: str) -> None:
+        """Prints a line, from the first process alone."""
+        if self.is_first:
+            print(message, flush=True)
+
+    def meta(self, stage: str, experiment: Experiment, step: int) -> dict[str, Any]:
+        """What a checkpoint holds beside the state. The position in the data is the number of examples seen."""
+        seen = step * experiment.batch_size
+        return {"stage": stage, "step": step, "examples_seen": seen, "recipe": self._recipe, "versions": versions()}
+
+    def write(self, stage: int, step: int, kind: Any, metrics: Mapping[str, Any]) -> None:
+        """Records measurements with every writer."""
+        if self._metrics:
+            for writer in (self._metrics, *self._others):
+                writer.write(stage, step, kind, metrics)
+
+    @contextlib.contextmanager
+    def watch(self, stage: str, experiment: Experiment, start: int, leaf_names: Sequence[str]) -> Iterator["Watch"]:
+        """Follows the steps of a stage from `start` on; what was measured after it, before a crash, is dropped."""
+        if self._metrics:
+            self._metrics.truncate_after(experiment.stage, start)
+        with Progress(stage, experiment.total_steps) if self.is_first else contextlib.nullcontext() as progress:
+            watch = Watch(self, experiment, start, leaf_names, progress)
+            try:
+                yield watch
+                watch.flush()
+            finally:
+                self.summary["stages"][experiment.stage]["steps"] = watch.steps_done
+                self.summary["steps"] = sum(row["steps"] for row in self.summary["stages"])
+                if watch.images_per_second is not None:
+                    self.summary["images_per_second"] = watch.images_per_second
+
+    def is_concluded(self, stage: str) -> bool:
+        """Whether the stage's last evaluation is known, from before a restart."""
+        return self._label(stage) in self.summary.get("evaluations", {})
+
+    def conclude(
+        self, stage: str, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Takes in a stage's last evaluation."""
+        self.summary.setdefault("evaluations", {}).update({self._label(stage): dict(figures)} | dict(baselines))
+        self._write_json("summary.json", self.summary)
+
+    def _label(self, stage: str) -> str:
+        return stage if len(self.summary["stages"]) > 1 else "pretrained"
+
+    def close(self, stopped_by: str) -> None:
+        """Writes the summary and closes the files."""
+        rows = self.summary["stages"]
+        self.summary["finished"] = all(row["steps"] >= row["total_steps"] for row in rows)
+        self.summary["stopped_by"] = "" if self.summary["finished"] else stopped_by
+        self.summary["wall_seconds"] = round(self._wall_before + time.time() - self._started, 1)
+        self._write_json("summary.json", self.summary)
+        for writer in (self._metrics, *self._others) if self._metrics else ():
+            writer.close()
+
+    def _write_json(self, name: str, value: Any) -> None:
+        if self.is_first:
+            partial = self.workdir / f"{name}.partial"
+            partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, self.workdir / name)  # all or nothing, should the process be stopped here
+
+
+class Watch:
+    """Reads each step's measurements while the next one runs, and stops the run where they are not finite.
+
+    Attributes:
+        steps_done: steps whose measurements were read, those before a resume included.
+        images_per_second: over all devices, since the last line that was written; None before the first.
+    """
+
+    def __init__(
+        self, run: Run, experiment: Experiment, start: int, leaf_names: Sequence[str], progress: Progress | None
+    ):
+        self.steps_done = start
+        self.images_per_second: float | None = None
+        self._run, self._experiment, self._progress = run, experiment, progress
+        self._leaf_names = leaf_names
+        self._pending: tuple[Measurements, Batch, float] | None = None
+        self._since: tuple[int, float, float] | None = None  # step, time, seconds waited by then
+        self._waiting_ratio = 0.0
+
+    def stepped(self, measured: Measurements, batch: Batch, waited: float) -> None:
+        """A step is under way: reads the one before it.
+
+        Args:
+            measured: of the step just dispatched.
+            batch: it was taken on.
+            waited: seconds spent waiting for data so far, in all.
+        """
+        previous, self._pending = self._pending, (measured, batch, waited)
+        if previous is not None:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Reads the last step too."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(*pending)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Reads the last step, and does not count the time inside as training."""
+        self.flush()
+        yield
+        self._since = None
+
+    def _read(self, measured: Measurements, batch: Batch, waited: float) -> None:
+        measured = dict(measured)
+        leaf_norms = measured.pop("leaf_gradient_norms")
+        values = {name: float(value) for name, value in measured.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            raise TrainingError(self._not_finite(values, batch, np.asarray(leaf_norms)))
+        self.steps_done += 1
+        now, step = time.perf_counter(), self.steps_done
+        if self._since is None:
+            self._since = (step, now, waited)
+        first, began, waited_before = self._since
+        if step > first:
+            self.images_per_second = (step - first) * self._experiment.batch_size / (now - began)
+            self._waiting_ratio = (waited - waited_before) / (now - began)
+        if step % self._experiment.log_every_steps == 0:
+            speed = {"images_per_second": self.images_per_second, "waiting_ratio": self._waiting_ratio}
+            known = speed if self.images_per_second is not None else {}
+            self._run.write(self._experiment.stage, step, "train", values | known)
+            self._since = (step, now, waited)
+        if self._progress:
+            self._progress.update(step, values["loss"], self.images_per_second, self._waiting_ratio)
+
+    def _not_finite(self, values: Mapping[str, float], batch: Batch, leaf_norms: np.ndarray) -> str:
+        index = np.concatenate([np.asarray(shard.data) for shard in batch["index"].addressable_shards])
+        named = ", ".join(f"{i} ({self._experiment.source.name(int(i))})" for i in index[:_OFFENDERS])
+        rank = np.argsort(-np.where(np.isfinite(leaf_norms), leaf_norms, np.inf), kind="stable")[:_OFFENDERS]
+        largest = ", ".join(f"{self._leaf_names[i]} {leaf_norms[i]:.3g}" for i in rank)
+        step = self.steps_done + 1
+        return (
+            f"Stopped at step {step}: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}, at "
+            f"learning rate {values['learning_rate']:.3g}.\n"
+            f"Examples of that batch: {named} and {len(index) - _OFFENDERS} more; all in {self._note(step, index)}.\n"
+            f"Largest gradients: {largest}.\n"
+            "The last checkpoint is untouched. Try a lower base_lr, config.optimizer.clip_norm=1.0 or dtype float32."
+        )
+
+    def _note(self, step: int, index: np.ndarray) -> str:
+        path = self._run.workdir / f"not_finite_{self._experiment.stage}_{step}.json"
+        path.write_text(json.dumps({"step": step, "index": index.tolist()}) + "\n", encoding="utf-8")
+        return path.name

@@ -1,0 +1,127 @@
+"""Stages: overlays of one recipe run one after another, and what each takes over from the one before."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.trees import check_used, first_match, map_named, named_leaves
+
+_STAGE_FIELDS = ("name", "carry")
+_DURATIONS = ("total_steps", "total_epochs", "total_examples")
+
+
+class Stage(NamedTuple):
+    """One stage of a recipe.
+
+    Attributes:
+        name: also the name of its folder of checkpoints.
+        carry: regular expressions; parameters whose names match one start from the stage before (or `start_from`).
+        recipe: fields of `experiment.build_experiment`.
+    """
+
+    name: str
+    carry: tuple[str, ...]
+    recipe: dict[str, Any]
+
+
+def read_stages(recipe: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a recipe in the order they run; a recipe without stages is one, called "train".
+
+    `recipe["stages"]` is a tuple of dicts; each has a `name`, may say with `carry` which parameters it takes over
+    (default: all that it has), and otherwise overlays the fields of the recipe. A dict of another `name` replaces
+    the recipe's, one of the same name (or none) is merged into it, and None removes a field.
+
+    Raises:
+        UserError: a stage without a name, two of one name, or an unusable name.
+    """
+    base = {k: v for k, v in _plain(recipe).items() if k not in ("stages", "start_from", "carry")}
+    overlays = recipe.get("stages") or ({"name": "train", "carry": recipe.get("carry", (".*",))},)
+    stages: list[Stage] = []
+    for i, overlay in enumerate(overlays):
+        fields = _plain(overlay)
+        name = fields.pop("name", None)
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise UserError(f"config.stages[{i}] has the name {name!r}; give it one of letters, digits, - and _.")
+        if any(stage.name == name for stage in stages):
+            raise UserError(f"config.stages has two stages called {name!r}; their checkpoints need different names.")
+        carry = fields.pop("carry", (".*",))
+        if any(field in fields for field in _DURATIONS):  # a stage's own length replaces the recipe's in any unit
+            fields = dict.fromkeys(_DURATIONS) | fields
+        merged = _overlay(base, fields)
+        stages.append(Stage(name, (carry,) if isinstance(carry, str) else tuple(carry), merged | {"stage": i}))
+    return stages
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _plain(v) if isinstance(v, Mapping) or hasattr(v, "to_dict") else v for k, v in config.items()}
+
+
+def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for field, value in changes.items():
+        if value is None:
+            merged.pop(field, None)
+        elif _is_same_thing(merged.get(field), value):
+            merged[field] = _overlay(merged[field], value)
+        else:
+            merged[field] = value
+    return merged
+
+
+def _is_same_thing(old: Any, new: Any) -> bool:
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return both and new.get("name", old.get("name")) == old.get("name")
+
+
+def carry_over(params: Any, donor: Any, patterns: tuple[str, ...], origin: str) -> tuple[Any, str]:
+    """Parameters with those leaves replaced that `patterns` name and the donor has; and an account of every leaf.
+
+    Args:
+        params: fresh parameters, sharded; what is taken over gets their sharding.
+        donor: parameters to take from, as host arrays.
+        patterns: regular expressions over leaf names; each must match a leaf of `params`.
+        origin: where the donor is from, for the account.
+
+    Raises:
+        UserError: a pattern matches nothing here, nothing at all is taken over, or a shape differs.
+    """
+    own, given = named_leaves(params), named_leaves(donor)
+    check_used(patterns, own, "carry")
+    wanted = [name for name in own if first_match(name, patterns) is not None]
+    taken = [name for name in wanted if name in given]
+    if not taken:
+        here, there = ({name.split("/")[0] for name in names} for names in (own, given))
+        raise UserError(
+            f"{origin} has none of the parameters to carry over. It has {', '.join(sorted(there))}; "
+            f"this stage has {', '.join(sorted(here))}."
+        )
+    for name in taken:
+        if own[name].shape != given[name].shape:
+            raise UserError(
+                f"{name} has shape {own[name].shape} here and {given[name].shape} in {origin}. "
+                "Use the same network, or leave it out of `carry` to start it fresh."
+            )
+
+    def choose(name: str, leaf: jax.Array) -> jax.Array:
+        if name not in taken:
+            return leaf
+        value = np.asarray(given[name]).astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    fresh = [name for name in own if name not in taken]
+    unused = [name for name in given if name not in taken]
+    account = [f"From {origin}: {len(taken)} of {len(own)} parameter leaves taken over."]
+    account += [f"  {word}: {_groups(names)}" for word, names in (("fresh", fresh), ("not used", unused)) if names]
+    return map_named(choose, params), "\n".join(account)
+
+
+def _groups(names: list[str]) -> str:
+    counts: dict[str, int] = {}
+    for name in names:
+        group = "/".join(name.split("/")[:2])
+        counts[group] = counts.get(group, 0) + 1
+    return ", ".join(f"{group} ({count})" if count > 1 else group for group, count in counts.items())
