@@ -28,6 +28,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -122,12 +123,15 @@ def _read_arrays(path: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name in ARRAYS}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        notes.append(f"The pictures are left out: {path.name} could not be read.")
+        return {}
+    try:
         check_arrays(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error) if isinstance(error, ValueError) else "The file is damaged."
-        notes.append(f"The pictures are left out: {path.name} could not be used. {reason}")
+    except ValueError as error:
+        notes.append(f"The pictures are left out: {path.name} could not be used. {error}")
         return {}
     return arrays
 

@@ -23,7 +23,7 @@ def format_value(value: Any) -> str:
         return str(value)
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 def format_percent(ratio: float | None, digits: int = 1) -> str:

@@ -22,7 +22,7 @@ from vfm_jax.report.numbers import (
 )
 from vfm_jax.report.projection import MAX_POINTS, flat_map
 from vfm_jax.report.redaction import redact
-from vfm_jax.report.results import results
+from vfm_jax.report.results import PROBES, results
 
 FILE = "report.html"
 
@@ -32,13 +32,14 @@ _OBJECTIVES = {
     "simclr": "learning to recognise two altered copies of an image as the same (SimCLR), without labels",
     "supervised": "learning to name the class of each image (supervised)",
 }
+_NETWORKS = {"vit": "A vision transformer (ViT)"}
 _CURVES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm",
     "images_per_second": "Images per second",
 }
-_MAX_IMAGES, _MAX_HEADS, _MAX_NEIGHBORS = 8, 5, 5
+_MAX_IMAGES, _MAX_HEADS, _MAX_NEIGHBORS, _MAX_OTHER_CURVES = 8, 5, 5, 4
 
 
 def render(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -76,7 +77,7 @@ def _document(run: RunFiles) -> str:
         for title, anchor, content in sections
     )
     style = importlib.resources.files("vfm_jax.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = markup.text(run.summary.get("title") or run.config.get("name") or "A training run")
+    title = markup.text(run.summary.get("title")) if run.summary.get("title") else f"Trained on {_trained_on(run)}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -85,7 +86,7 @@ def _document(run: RunFiles) -> str:
         "style-src 'unsafe-inline'\">\n"
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{title} · vfm_jax</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><p class=kicker>{title}{_status(run)}</p><h1>{_headline(run)}</h1>{_lead(run)}</header>\n"
+        f"<header><p class=kicker>vfm_jax{_status(run)}</p><h1>{title}</h1>{_lead(run)}</header>\n"
         f"{_warnings(run)}<nav>{links}</nav>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -126,40 +127,35 @@ def _status(run: RunFiles) -> str:
     return f"<span class='badge stop'>not finished{': ' + p if (p := _how_far(run)) else ''}</span>"
 
 
-def _headline(run: RunFiles) -> str:
-    summary, data = run.summary, markup.mapping(run.summary.get("data"))
-    network = markup.text(summary.get("network") or "A network")
-    parameters = markup.number(summary.get("num_parameters"))
-    if parameters:
-        network += f" with {format_large(parameters)} parameters"
-    count, name = markup.number(data.get("num_examples")), data.get("name")
-    trained_on = f"{int(count):,} images" if count else "images"
-    if name:
-        trained_on += f" of {markup.text(name)}"
-    return f"{network[:1].upper()}{network[1:]}, trained on {trained_on}"
+def _trained_on(run: RunFiles) -> str:
+    data = markup.mapping(run.summary.get("data"))
+    count = markup.number(data.get("num_examples"))
+    images = f"{int(count):,} images" if count else "images"
+    return f"{images} ({markup.text(data['name'])})" if data.get("name") else images
 
 
 def _lead(run: RunFiles) -> str:
+    """What was trained on what, how, and at what cost, in two sentences."""
     summary = run.summary
-    objective = summary.get("objective")
-    how = ""
+    network, objective = str(summary.get("network") or "A network"), summary.get("objective")
+    sentence = markup.text(_NETWORKS.get(network, network))
+    if parameters := markup.number(summary.get("num_parameters")):
+        sentence += f" with {format_large(parameters)} parameters"
+    sentence += f", trained on {_trained_on(run)}"
     if objective:
-        by = _OBJECTIVES.get(str(objective))
-        how = f"It learned by {markup.text(by)}" if by else f"The objective was {markup.text(objective)}"
+        sentence += f" by {markup.text(_OBJECTIVES.get(str(objective), f'the objective {objective}'))}"
     steps, seconds = markup.number(summary.get("steps")), markup.number(summary.get("wall_seconds"))
-    work = []
-    if steps is not None:
-        work.append(f"{int(steps):,} steps")
-    batch, count = (
-        markup.number(summary.get("batch_size")),
-        markup.number(markup.mapping(summary.get("data")).get("num_examples")),
+    batch_size, count = (
+        markup.number(value)
+        for value in (summary.get("batch_size"), markup.mapping(summary.get("data")).get("num_examples"))
     )
-    if steps and batch and count:
-        work.append(f"{steps * batch / count:.3g} passes over the data")
+    cost = [f"{int(steps):,} steps"] if steps is not None else []
+    if steps and batch_size and count and len(_stages(run)) <= 1:
+        cost.append(f"{steps * batch_size / count:.3g} passes over the data")
     if seconds is not None:
-        work.append(format_duration(seconds) + _on_hardware(run))
-    took = f"It took {', '.join(work)}." if work else ""
-    return f"<p class=lead>{how}{'. ' if how else ''}{took}</p>" if how or took else ""
+        cost.append(format_duration(seconds) + _on_hardware(run))
+    took = f" It took {', '.join(cost)}." if cost else ""
+    return f"<p class=lead>{sentence}.{took}</p>"
 
 
 def _on_hardware(run: RunFiles) -> str:
@@ -221,15 +217,16 @@ def _training(run: RunFiles) -> str:
     train, charts = _series(run, "train", offsets), []
     for name, title in _CURVES.items():
         if name in train and np.isfinite(train[name][1]).any():
-            charts.append(
-                markup.figure(plots.curve({name: train[name]}, title, boundaries), _curve_caption(name, train[name]))
-            )
+            svg = plots.curve({name: train[name]}, title, boundaries, smooth=name != "learning_rate")
+            charts.append(markup.figure(svg, _curve_caption(name, train[name])))
     evaluated = {n: xy for n, xy in _series(run, "eval", offsets).items() if np.isfinite(xy[1]).sum() >= 2}
-    shares = {n: xy for n, xy in evaluated.items() if "accuracy" in n}
+    shares = {PROBES.get(name, name): xy for name, xy in evaluated.items() if name.endswith("/accuracy")}
     if shares:
-        caption = "Accuracy on the test images, measured while training."
-        charts.append(markup.figure(plots.curve(shares, "Evaluation", boundaries), caption))
-    for name in sorted(set(evaluated) - set(shares))[:6]:
+        title = "Accuracy" if len(shares) > 1 else f"Accuracy, {next(iter(shares))}"
+        caption = "Share of the test images named right, measured while training."
+        charts.append(markup.figure(plots.curve(shares, title, boundaries), caption))
+    others = [name for name in evaluated if "accuracy" not in name]
+    for name in others[:_MAX_OTHER_CURVES]:
         charts.append(
             markup.figure(plots.curve({name: evaluated[name]}, name, boundaries), "Measured while training.")
         )
@@ -258,10 +255,9 @@ def _images(run: RunFiles) -> str:
     images = run.arrays.get("images")
     if images is None:
         return ""
-    shown = plots.to_rgb(images[:12])
-    tiles = "".join(markup.image(image, f"test image {i + 1}") for i, image in enumerate(shown))
+    tiles = (markup.image(image, f"test image {i + 1}") for i, image in enumerate(plots.to_rgb(images[:_MAX_IMAGES])))
     caption = "Some of the test images, as they enter the network. It was never trained on these."
-    return markup.figure(f"<div class=tiles>{tiles}</div>", caption + _channels_note(images), wide=True)
+    return markup.figure(_strip("Test images", tiles), caption + _channels_note(images), wide=True)
 
 
 def _reconstructions(run: RunFiles) -> str:

@@ -144,15 +144,17 @@ def curve(
     lines: Mapping[str, tuple[Num[np.ndarray, " n"], Num[np.ndarray, " n"]]],
     title: str,
     boundaries: Sequence[tuple[float, str]] = (),
+    smooth: bool = False,
 ) -> str:
     """A chart of one or a few quantities over steps, as SVG; not finite values leave a gap.
 
-    A single noisy line is drawn faint under its moving average. Values of very different size get a logarithmic axis.
+    Values of very different size get a logarithmic axis.
 
     Args:
         lines: name -> (steps, values); the name is shown if there are several.
         title: shown above.
         boundaries: step at which a stage begins, and the stage's name.
+        smooth: draw long noisy lines faintly, and their moving average over a twentieth of the length boldly.
     """
     figure, axes = _axes(4.6, 2.7)
     everything = np.concatenate([values for _, values in lines.values()])
@@ -164,7 +166,7 @@ def curve(
     for (name, (steps, values)), color in zip(lines.items(), (_LINE, *_CLASSES[1:] * len(lines)), strict=False):
         steps, values = _thin_out(np.asarray(steps, np.float64), np.asarray(values, np.float64), 400)
         window = len(values) // 20
-        if single and window >= 3 and np.isfinite(values).all():
+        if smooth and window >= 3 and np.isfinite(values).all():
             axes.plot(steps, values, color=_FAINT, linewidth=0.9, alpha=0.6)
             padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
             values = np.convolve(padded, np.full(window, 1 / window), mode="valid")
@@ -195,7 +197,7 @@ def _whole_numbers():
 def scatter(
     points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"] | None = None, names: Sequence[str] = ()
 ) -> str:
-    """A map of points, as SVG: coloured by class, and the class's name in the middle of its points.
+    """A map of points, as SVG: coloured by class, and the class's name where its points are densest.
 
     Beyond ten classes the marker's shape changes too; beyond thirty only the most frequent ones are told apart.
 
@@ -226,11 +228,17 @@ def scatter(
         )  # fmt: skip
     for i, label in enumerate(shown):
         axes.text(
-            *np.median(points[labels == label], axis=0), label_name(label, names), ha="center", va="center",
+            *_densest(points[labels == label]), label_name(label, names), ha="center", va="center",
             fontsize=12, fontweight="bold", color=_INK, parse_math=False,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": _PAPER, "edgecolor": _CLASSES[i % len(_CLASSES)]},
         )  # fmt: skip
     return _svg(figure)
+
+
+def _densest(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " 2"]:
+    """The point whose tenth nearest neighbour is closest: unlike a mean, it never lies between two groups."""
+    distances = np.sum(np.square(points[:, None] - points[None, :]), axis=-1)
+    return points[np.argmin(np.sort(distances, axis=1)[:, min(10, len(points) - 1)])]
 
 
 def label_name(label: int, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ _SUBJECTS = {  # of the evaluations
     "raw_pixels": "Raw pixels, no encoder",
 }
 _BASELINES = {"random_init": "the same encoder with random weights", "raw_pixels": "the raw pixels"}
-_PROBES = {"knn/accuracy": "k-nearest neighbours", "linear_probe/accuracy": "Linear probe"}
+PROBES = {"knn/accuracy": "k-nearest neighbours", "linear_probe/accuracy": "linear probe"}
 
 
 def _evaluations(run: RunFiles) -> dict[str, dict[str, float]]:
@@ -38,20 +38,26 @@ def results(run: RunFiles) -> str:
     if not evaluations:
         return ""
     metrics = list(dict.fromkeys(name for values in evaluations.values() for name in values))
-    main = [m for m in _PROBES if m in metrics] or metrics[:1]
+    main = [m for m in PROBES if m in metrics] or metrics[:1]
     rest = [m for m in metrics if m not in main]
     learned = _learned(evaluations)
     rows = [
         [text(_name(subject)), *(_cell(evaluations, subject, learned, m) for m in main)] for subject in evaluations
     ]
-    tables = table(["Features", *(text(_PROBES.get(m, m)) for m in main)], rows)
+    tables = table(["Features", *(text(_heading(m)) for m in main)], rows)
     if rest:
         rows = [[text(m), *(_plain(m, values.get(m)) for values in evaluations.values())] for m in rest]
         more = table(["Measurement", *(text(_name(subject)) for subject in evaluations)], rows)
         tables += f"<details><summary>Other measurements</summary>{more}</details>"
-    return (
-        _cards(evaluations, learned, main) + _verdict(evaluations, learned, main) + tables + _note(run, learned, main)
-    )
+    values = evaluations.get(learned, {})
+    chance = _chance(run, [values[m] for m in main if m in values and _is_share(m, values[m])])
+    verdict = _verdict(evaluations, learned, main, chance)
+    return _cards(evaluations, learned, main) + verdict + tables + _note(run, main, chance)
+
+
+def _heading(metric: str) -> str:
+    words = PROBES.get(metric, metric)
+    return words.capitalize() if words.startswith("linear") else words  # k is a lower-case letter
 
 
 def _name(subject: str) -> str:
@@ -84,7 +90,7 @@ def _cards(evaluations: Mapping[str, Mapping[str, float]], learned: str, metrics
         if gain is not None:
             change = f"<span class={_direction(gain)}>{format_points(gain)} points over random weights</span>"
         value = _plain(metric, evaluations[learned][metric])
-        cards.append(f"<div class=card><span>{text(_PROBES.get(metric, metric))}</span><b>{value}</b>{change}</div>")
+        cards.append(f"<div class=card><span>{text(_heading(metric))}</span><b>{value}</b>{change}</div>")
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
 
 
@@ -98,32 +104,51 @@ def _cell(evaluations: Mapping[str, Mapping[str, float]], subject: str, learned:
     if value is None or not _is_share(metric, value):
         return text(value)
     gain = _gain(evaluations, learned, subject, metric) if subject in _BASELINES else None
-    ahead = f" <span class={_direction(gain)}>{format_points(-gain)} points</span>" if gain is not None else ""
+    ahead = (
+        f" <span class={'even' if gain > 0 else 'down'}>{format_points(-gain)} points</span>"
+        if gain is not None
+        else ""
+    )
     kind = "bar main" if subject == learned else "bar"
     bar = f"<span class='{kind}'><i style='width:{100 * value:.1f}%'></i></span>"
     return f"<span class=value>{format_percent(value)}</span>{ahead}{bar}"
 
 
-def _verdict(evaluations: Mapping[str, Mapping[str, float]], learned: str, metrics: Sequence[str]) -> str:
+def _chance(run: RunFiles, shares: Sequence[float]) -> float:
+    """Half the 95 % interval of the least certain share; infinite if the number of test images is not known.
+
+    For a difference of two shares measured on the same images it errs on the safe side.
+    """
+    num_test = number(mapping(run.summary.get("data")).get("num_test"))
+    if not num_test or not shares:
+        return math.inf
+    return 1.96 * math.sqrt(max(share * (1 - share) for share in shares) / num_test)
+
+
+def _verdict(
+    evaluations: Mapping[str, Mapping[str, float]], learned: str, metrics: Sequence[str], chance: float
+) -> str:
     """The comparison in words, good or bad."""
     sentences = []
     for baseline, words in _BASELINES.items():
-        gains = [g for m in metrics if (g := _gain(evaluations, learned, baseline, m)) is not None]
+        gains = {m: g for m in metrics if (g := _gain(evaluations, learned, baseline, m)) is not None}
         if not gains:
             continue
-        if min(gains) > 0:
-            sentences.append(f"better than {words}")
-        elif max(gains) <= 0:
-            sentences.append(f"no better than {words}")
+        better = [PROBES.get(m, m) for m, gain in gains.items() if gain > 0]
+        worse = [PROBES.get(m, m) for m, gain in gains.items() if gain <= 0]
+        if better and worse:
+            sentences.append(f"better by {' and '.join(better)}, not by {' and '.join(worse)}, than {words}")
+        elif better:
+            sentences.append(f"{'clearly ' if min(gains.values()) > chance else ''}better than {words}")
         else:
-            sentences.append(f"better in one way of measuring, not in the other, than {words}")
+            sentences.append(f"no better than {words}")
     if not sentences:
         return ""
-    joined = "</strong>, and <strong>".join(sentences)
+    joined = "</strong>, and <strong>".join(map(text, sentences))
     return f"<p>The learned features tell the test images apart <strong>{joined}</strong>.</p>"
 
 
-def _note(run: RunFiles, learned: str, metrics: Sequence[str]) -> str:
+def _note(run: RunFiles, metrics: Sequence[str], chance: float) -> str:
     """How to read the table."""
     parts = ["Accuracy is the share of test images, never trained on, that are named right."]
     if "knn/accuracy" in metrics:
@@ -131,14 +156,10 @@ def _note(run: RunFiles, learned: str, metrics: Sequence[str]) -> str:
     if "linear_probe/accuracy" in metrics:
         parts.append("Linear probe: one linear layer is trained on the features, the encoder stays as it is.")
     parts.append("Differences in the table are to the learned features.")
-    num_test = number(mapping(run.summary.get("data")).get("num_test"))
-    values = _evaluations(run).get(learned, {})
-    shares = [values[m] for m in metrics if m in values and _is_share(m, values[m])]
-    if num_test and shares:
-        # 95 % interval of a share; for a difference of two measured on the same images it errs on the safe side.
-        half = 1.96 * math.sqrt(max(share * (1 - share) for share in shares) / num_test)
+    if math.isfinite(chance):
+        num_test = int(run.summary["data"]["num_test"])
         parts.append(
-            f"With {int(num_test):,} test images a number is good to about ±{100 * half:.1f} points; "
+            f"With {num_test:,} test images a number is good to about ±{100 * chance:.1f} points; "
             "a smaller difference may be chance."
         )
     return f"<p class=note>{' '.join(parts)}</p>"
