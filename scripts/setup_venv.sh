@@ -41,7 +41,7 @@ install_packages() {
     "$python" -m venv "$VENV" >/dev/null 2>&1 && [ -x "$VENV/bin/pip" ] ||
         fail "$python cannot make a virtual environment with pip in it." \
             "On Debian and Ubuntu: apt install python3-venv. Or name another: PYTHON=/path/to/python."
-    say "installing $(grep -c '^[a-z].*==' requirements.lock) locked packages: half a minute to two"
+    say "installing the locked packages: one to two minutes"
     # Builders first: one package of the lock comes as source, and nothing is built with unlocked tools.
     sed -n -e '/^flit-core==/,/[^\\]$/p' -e '/^setuptools==/,/[^\\]$/p' requirements.lock >"$VENV/builders.lock"
     pip_install --require-hashes -r "$VENV/builders.lock"
@@ -59,6 +59,7 @@ install() {
 }
 
 # Of two scripts started together one installs, and the other waits for it (making a folder is atomic).
+waiting=
 until fits; do
     if mkdir "$INSTALLING" 2>/dev/null; then
         trap 'rm -rf "$INSTALLING"' EXIT
@@ -66,7 +67,12 @@ until fits; do
         fits || install
         rm -rf "$INSTALLING"
         trap - EXIT
-    elif sleep 1 && installer=$(cat "$INSTALLING/pid" 2>/dev/null) && ! kill -0 "$installer" 2>/dev/null; then
-        rm -rf "$INSTALLING" # that one was killed
+    else
+        [ -n "$waiting" ] || say "waiting for another installation in this folder (if there is none: rm -r .venv.installing)"
+        waiting=yes
+        sleep 1
+        if installer=$(cat "$INSTALLING/pid" 2>/dev/null) && ! kill -0 "$installer" 2>/dev/null; then
+            rm -rf "$INSTALLING" # that one was killed
+        fi
     fi
 done

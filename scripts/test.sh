@@ -16,8 +16,8 @@ check() {
     "$VENV/bin/$1" "${@:2}" || { status=1 && say "FAILED: $* (the tests run all the same; the exit code will be 1)"; }
 }
 check ruff check --quiet .
-check ruff format --quiet --check .
-check ty check --quiet
+check ruff format --quiet --check --output-format concise .
+check ty check --output-format concise --no-progress
 say "pytest $*"
 "$VENV/bin/python" -m pytest "$@" || status=$?
 exit "$status"
