@@ -225,13 +225,15 @@ def _parse(text: str, old: Any, flag: str) -> Any:
     except (ValueError, SyntaxError):
         words = {"true": True, "false": False, "none": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
         value = words.get(text.lower(), text)
+    if value is None:
+        return None
     if isinstance(old, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag}={text}: expected a finite number.")
-    if old is not None and value is not None and type(value) is not type(old):
+    if old is not None and type(value) is not type(old):
         wanted, found = (_TYPES.get(type(x), type(x).__name__) for x in (old, value))
         raise UserError(f"{flag}={text}: expected {wanted}, as {old!r} is; found {found}.")
     return value

@@ -414,7 +414,7 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     full = {
         name: p.default
         for name, p in keywords(build_experiment).items()
-        if name != "stage" and p.default is not p.empty and p.default is not None
+        if name != "stage" and p.default is not p.empty
     } | {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
     tables = dict(data=SOURCES, objective=OBJECTIVES, optimizer=OPTIMIZERS, schedule=SCHEDULES)
     for field, table in tables.items():
@@ -431,7 +431,7 @@ def _with_defaults(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, A
     function = table.get(spec.get("name"))
     if function is None:
         return dict(spec)  # building it will say so
-    plain = (bool, int, float, str, tuple)
+    plain = (bool, int, float, str, tuple, type(None))
     defaults = {name: p.default for name, p in keywords(function).items() if isinstance(p.default, plain)}
     stems = {field.rpartition("_")[0] for field in spec if field.rpartition("_")[2] in UNITS}
     return {

@@ -173,7 +173,9 @@ def test_reconstruction_shows_true_pixels_where_visible(small):
     objective, batch, variables = small
     made = objective.predict["reconstruction"](variables, batch)
     assert {name: image.shape for name, image in made.items()} == dict.fromkeys(
-        ("original", "masked", "reconstructed"), (BATCH, 8, 12, 2)
+        ("original", "reconstructed", "hidden"), (BATCH, 8, 12, 2)
     )
-    visible = np.asarray(made["masked"]) != 0
+    visible = np.asarray(made["hidden"]) == 0
+    assert visible.mean() == 0.5
     np.testing.assert_array_equal(np.asarray(made["reconstructed"])[visible], np.asarray(batch["image"])[visible])
+    assert (np.asarray(made["reconstructed"]) != np.asarray(batch["image"]))[~visible].all()

@@ -63,7 +63,9 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
         return loss, (extra, {"loss": loss})
 
     def reconstruction(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Original, masked and reconstructed images (b h w c), in the normalised units of the input."""
+        """Original and reconstructed images (b h w c), in the normalised units of the input, and which pixels were
+        hidden (1.0) from the encoder.
+        """
         images = batch["image"]
         made = reconstruct(variables.params, images, patch_noise(batch, jax.random.key(0)))
         patches = made.prediction
@@ -71,12 +73,12 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
             mean = jnp.mean(made.target, axis=-1, keepdims=True)
             deviation = jnp.sqrt(jnp.var(made.target, axis=-1, keepdims=True, ddof=1) + 1e-6)
             patches = patches * deviation + mean
-        hidden = made.masked[:, :, None]
+        hidden = jnp.broadcast_to(made.masked[:, :, None], patches.shape)
         grid = grid_of(images.shape[1:3], encoder.patch_size)
         return {
             "original": images,
-            "masked": unpatchify(jnp.where(hidden, 0.0, made.target), grid, encoder.patch_size),
             "reconstructed": unpatchify(jnp.where(hidden, patches, made.target), grid, encoder.patch_size),
+            "hidden": unpatchify(hidden.astype(jnp.float32), grid, encoder.patch_size),
         }
 
     predict = encoder_predictions(encoder) | {"reconstruction": reconstruction}

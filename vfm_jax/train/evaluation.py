@@ -73,7 +73,9 @@ class Judge:
         shown = {"images": images}
         if "reconstruction" in predict:
             made = {name: self._host(value)[:PICTURES] for name, value in predict["reconstruction"](batch).items()}
-            shown |= {f"reconstruction/{name}": self._experiment.denormalize(value) for name, value in made.items()}
+            original, painted = (self._experiment.denormalize(made[name]) for name in ("original", "reconstructed"))
+            shown |= {"reconstruction/original": original, "reconstruction/reconstructed": painted}
+            shown["reconstruction/masked"] = np.where(made["hidden"] > 0, np.float32(0.5), original)
         if "attention" in predict:
             maps = self._host(predict["attention"](batch))[:PICTURES]
             shown |= {"attention/image": images, "attention/maps": maps}

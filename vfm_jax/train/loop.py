@@ -136,8 +136,8 @@ def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
     if (before := read_json(path / "config.json")) and (path / "checkpoints").is_dir():  # a run: its last stage
         names = [stage.name for stage in read_stages(before)]
         path = next((p for name in reversed(names) if (p := path / "checkpoints" / name).is_dir()), path)
-    found, _ = restore_params(path, ("params", "ema"))
-    return found["ema"] or found["params"], str(origin)
+    found = restore_params(path)
+    return found.ema or found.params, str(origin)
 
 
 def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin: str, stop: _Stop) -> TrainState:
