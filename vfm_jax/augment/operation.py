@@ -1,7 +1,8 @@
 """What an operation on one image is, and what all of them share.
 
 An image is float32, h w c, in [0, 1]. Operations keep that range: values that leave it are clipped, as 8-bit
-libraries clip them, but never rounded to 8 bits. `normalize` alone leaves it, and so stands after them.
+libraries clip them, but never rounded to 8 bits. `normalize` alone leaves it, and so stands after them; after it
+stand those that are made for what it gives (`ON_NORMALIZED`).
 """
 
 from collections.abc import Callable

@@ -54,7 +54,9 @@ def _view(where: str, ops: Sequence[Mapping[str, Any]], num_views: int | None = 
                 f"{place} comes after normalize, whose result is not in [0, 1]. Move normalize behind it."
             )
         if not normalized and op["name"] in ON_NORMALIZED:
-            raise UserError(f"{place} writes values of mean zero, and comes before normalize. Move normalize before it.")
+            raise UserError(
+                f"{place} writes values of mean zero, and comes before normalize. Move normalize before it."
+            )
         operations.append((f"{place} ({op['name']})", operation))
 
     def once(key: Key[Array, ""], image: Float[Array, "h w c"], size: Size) -> Float[Array, "y x c"]:
