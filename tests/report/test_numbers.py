@@ -29,6 +29,7 @@ def test_shares_are_percent_and_differences_points():
     assert format_percent(float("nan")) == "–"
     assert format_points(0.1612) == "+16.1"
     assert format_points(-0.02) == "−2.0"
+    assert format_points(-0.0001) == "±0.0"
 
 
 def test_large_counts_are_words():

@@ -35,7 +35,8 @@ def format_points(difference: float | None) -> str:
     """A difference of two shares in percentage points, signed: "+16.1"."""
     if difference is None or not math.isfinite(difference):
         return ABSENT
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    points = f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"±{points[1:]}" if points[1:] == "0.0" else points
 
 
 def format_duration(seconds: float | None) -> str:

@@ -65,20 +65,19 @@ def tsne(
     exaggerated = num_iterations // 4
     learning_rate = max(num_points / 12 / 4, 12.5)
     p_exaggerated = p * np.float32(12)
-    student = np.empty_like(p)
+    difference = np.empty((2, *p.shape), np.float32)
+    # Element by element and in place: on a busy machine, the threads of a matrix product this small wait for each
+    # other many times longer than they work.
     for iteration in range(num_iterations):
         early = iteration < exaggerated
-        # In place: a megabyte array made anew for each term costs more than the arithmetic.
-        squares = np.sum(np.square(y), axis=1)
-        np.matmul(y, y.T * np.float32(-2), out=student)
-        student += squares[:, None] + 1
-        student += squares[None, :]
-        np.reciprocal(student, out=student)  # 1 / (1 + |y_i - y_j|^2)
+        np.subtract(y.T[:, :, None], y.T[:, None, :], out=difference)  # y_i - y_j: 2 n n
+        student = 1 / (1 + np.square(difference[0]) + np.square(difference[1]))
         np.fill_diagonal(student, 0)
         force = student / -student.sum()
         force += p_exaggerated if early else p
         force *= student
-        gradient = 4 * (force.sum(axis=1)[:, None] * y - force @ y)  # Eq. 5
+        difference *= force
+        gradient = 4 * difference.sum(axis=2).T  # Eq. 5
         gains = np.maximum(np.where(np.sign(gradient) == np.sign(velocity), gains * 0.8, gains + 0.2), 0.01)
         velocity = np.float32(0.5 if early else 0.8) * velocity - np.float32(learning_rate) * gains * gradient
         y = y + velocity.astype(np.float32)

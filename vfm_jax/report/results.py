@@ -95,7 +95,7 @@ def _cards(evaluations: Mapping[str, Mapping[str, float]], learned: str, metrics
 
 
 def _direction(gain: float) -> str:
-    return "up" if gain > 0 else "down"
+    return "up" if gain > 0 else "down" if gain < 0 else "even"
 
 
 def _cell(evaluations: Mapping[str, Mapping[str, float]], subject: str, learned: str, metric: str) -> str:
@@ -105,7 +105,7 @@ def _cell(evaluations: Mapping[str, Mapping[str, float]], subject: str, learned:
         return text(value)
     gain = _gain(evaluations, learned, subject, metric) if subject in _BASELINES else None
     ahead = (
-        f" <span class={'even' if gain > 0 else 'down'}>{format_points(-gain)} points</span>"
+        f" <span class={'even' if gain >= 0 else 'down'}>{format_points(-gain)} points</span>"
         if gain is not None
         else ""
     )
