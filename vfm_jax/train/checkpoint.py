@@ -424,7 +424,8 @@ def _orbax() -> Any:
     """Orbax, imported at its first use (half a second), without its running commentary on stderr."""
     from absl import logging as absl_logging
 
-    absl_logging.get_absl_logger().addFilter(_not_from_orbax)
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_not_from_orbax)
     sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     from orbax.checkpoint import v1
 
@@ -439,7 +440,7 @@ def _without_closed_loops(report: Callable[[Any], Any], unraisable: Any) -> None
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """What matters in these lines is also raised, and is said in our words."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    return f"{os.sep}orbax{os.sep}" not in record.pathname and "tensorstore" not in record.getMessage()
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -473,9 +474,8 @@ def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], wanted: Leaves) -
     processes read straight into the wanted shardings.
     """
     ocp = _orbax()
-    alone = jax.process_count() == 1
     targets = {
-        name: np.empty(leaf.shape, leaf.dtype) if alone or getattr(leaf, "sharding", None) is None else leaf
+        name: leaf if _spans_processes(leaf) and leaf.size else np.empty(leaf.shape, leaf.dtype)
         for name, leaf in wanted.items()
     }
     context = ocp.Context()
@@ -495,6 +495,10 @@ def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], wanted: Leaves) -
     return arrays
 
 
+def _spans_processes(leaf: Any) -> bool:
+    return jax.process_count() > 1 and getattr(leaf, "sharding", None) is not None
+
+
 def _load(context: Any, path: pathlib.Path, targets: Leaves) -> Leaves:
     with context:
         return named_leaves(_orbax().load(path, _nested(targets))) if targets else {}
@@ -502,7 +506,9 @@ def _load(context: Any, path: pathlib.Path, targets: Leaves) -> Leaves:
 
 def _place(array: np.ndarray | jax.Array, leaf: Any) -> np.ndarray | jax.Array:
     sharding = getattr(leaf, "sharding", None)
-    return array if sharding is None or isinstance(array, jax.Array) else jax.device_put(array, sharding)
+    if sharding is None or isinstance(array, jax.Array):
+        return array
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _check_same_leaves(path: pathlib.Path, entries: dict[str, Any], wanted: Leaves) -> None:
