@@ -5,7 +5,7 @@
 One tree (a 12-layer ViT's float32 parameters and both Adam moments; 116 MB and 438 leaves at width 256) is saved and
 read back by every way in turn, `rounds` times; the order changes from round to round. Medians over the rounds, with
 [least, most], of wall seconds: `blocked`, until the caller may go on; `durable`, until every file is synced to the
-disk; `restore`, from a warm page cache into device arrays; and of `cpu`, the CPU seconds of the process for both. Ours
+disk; `restore`, from a warm page cache into device arrays; and of `cpu`, the CPU seconds of both. Ours
 alone checks what it reads. The last column says in how many rounds ours was durable sooner.
 """
 

@@ -362,9 +362,9 @@ def test_a_path_that_names_no_single_set_of_steps_is_refused(tmp_path):
         restore_params(tmp_path)
 
 
-def test_a_full_disk_is_said_at_its_own_step_and_leaves_the_one_before(tmp_path, capfd):
+def test_a_full_disk_is_said_at_its_own_step_and_leaves_the_one_before(tmp_path, said, capfd):
     big = state_of(2).replace(extra={"queue": jnp.ones((2000, 300), jnp.float32)})
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         checkpoints.save(1, state_of(1), {}, wait=True)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
@@ -375,10 +375,12 @@ def test_a_full_disk_is_said_at_its_own_step_and_leaves_the_one_before(tmp_path,
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "Step 1 is saved and untouched" in str(error.value)
-        assert [p.name for p in tmp_path.iterdir()] == ["1"]
+        assert checkpoints.steps() == [1]
         checkpoints.save(3, big, {})  # and the run can go on
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert_bit_equal(checkpoints.restore(abstract(big))[0], big)
+        checkpoints.save(4, big, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]  # nothing of step 2 is left
     assert capfd.readouterr().err == ""
 
 

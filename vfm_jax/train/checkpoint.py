@@ -225,13 +225,13 @@ class Checkpoints:
         return True
 
     def _clear_unfinished(self) -> None:
-        """Removes what an interrupted run left behind; not before the first save, so that evaluation only reads."""
+        """Removes what interrupted saves left behind; not before a save of ours, so that evaluation only reads."""
         if self._cleared or jax.process_index() != 0:
             return
         self._cleared = True
         for path in _children(self.directory):
             if UNFINISHED.fullmatch(path.name):
-                self._log(f"Removing {path}: left unfinished by a run that was interrupted.")
+                self._log(f"Removing {path}: left by a save that was interrupted or failed.")
                 shutil.rmtree(path, ignore_errors=True)
 
     def _check_space(self, leaves: Leaves) -> None:
@@ -285,7 +285,11 @@ class Checkpoints:
                     self._log(f"Could not delete the old checkpoint {path}: {_cause(error)}.")
 
     def _failure(self, step: int, error: BaseException) -> TrainingError:
-        """The error to raise; what was written of the step is removed, so that a full disk has room again."""
+        """The error to raise; what was written of the step is removed, so that a full disk has room again.
+
+        Orbax's other writers may still be at it and leave more; the next save looks again.
+        """
+        self._cleared = False
         if jax.process_index() == 0:
             for path in _children(self.directory):
                 if path.name.startswith(f"{step}.writing"):
