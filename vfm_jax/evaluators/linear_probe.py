@@ -111,7 +111,7 @@ class _Search(NamedTuple):
 
     step: jax.Array  # the one that was measured last
     value: jax.Array  # loss there
-    residual: jax.Array  # its gradient by the logits, m n
+    probabilities: jax.Array  # of the classes there, times the weights of the rows, m n
     accepted: jax.Array
     following: jax.Array  # the step to measure next
     low: jax.Array  # the slope is negative here ...
@@ -154,21 +154,23 @@ def minimize_logistic(
     """
     weights = weights / jnp.sum(weights)
     x = x.T  # d n: both products then run along memory (1.3 times the speed of n d on a CPU)
-    target = jnp.arange(num_classes)[:, None] == labels[None, :]  # m n
     decay = l2 * (jnp.arange(len(x)) < len(x) - 1).astype(jnp.float32)[:, None]  # d 1
     transform = optax.scale_by_lbfgs(memory_size)
 
     def product(pattern, a, b):
         return jnp.einsum(pattern, a, b, precision=jax.lax.Precision.HIGHEST)
 
+    # The logits of the labels enter the loss only as Σ_n w_n z_ny = ⟨W, A⟩, with A the weighted sums of each class.
+    targets = jnp.where(jnp.arange(num_classes)[:, None] == labels[None, :], weights[None], 0.0)  # m n
+    sums = product("mn,dn->dm", targets, x)
+
     def measure(params, logits):
-        """Loss and its gradient by the logits."""
+        """Loss, and the weighted probabilities (the gradient of its first term by the logits)."""
         largest = jnp.max(logits, axis=0)
         exponent = jnp.exp(logits - largest[None])
         total = jnp.sum(exponent, axis=0)
-        chosen = jnp.sum(jnp.where(target, logits, 0.0), axis=0)
-        value = jnp.sum((largest + jnp.log(total) - chosen) * weights) + 0.5 * jnp.sum(decay * jnp.square(params))
-        return value, exponent * (weights / total)[None] - jnp.where(target, weights[None], 0.0)
+        value = jnp.sum((largest + jnp.log(total)) * weights) + jnp.sum((0.5 * decay * params - sums) * params)
+        return value, exponent * (weights / total)[None]
 
     def search_line(progress, direction, slopes):
         slope_here = jnp.vdot(progress.gradient, direction)
@@ -176,8 +178,8 @@ def minimize_logistic(
         def look(search):
             step = search.following
             params = progress.params + step * direction
-            value, residual = measure(params, progress.logits + step * slopes)
-            slope = jnp.sum(residual * slopes) + jnp.sum(decay * params * direction)
+            value, probabilities = measure(params, progress.logits + step * slopes)
+            slope = jnp.sum(probabilities * slopes) + jnp.sum((decay * params - sums) * direction)
             lower = value <= progress.value + 1e-6 * jnp.abs(progress.value)
             accepted = lower & (slope >= 0.9 * slope_here) & (slope <= -0.8 * slope_here)
 
@@ -190,7 +192,7 @@ def minimize_logistic(
             secant = jnp.where(jnp.isfinite(secant), secant, 0.5 * (low + top))
             following = jnp.clip(secant, low + 0.1 * (top - low), top - 0.1 * (top - low))
             count = search.num_evaluations + 1
-            return _Search(step, value, residual, accepted, following, low, low_slope, high, count)
+            return _Search(step, value, probabilities, accepted, following, low, low_slope, high, count)
 
         zero, one = jnp.float32(0), jnp.float32(1)
         start = _Search(
@@ -205,23 +207,21 @@ def minimize_logistic(
         direction = -jnp.asarray(newton)
         slopes = product("dm,dn->mn", direction, x)
         found = search_line(progress, direction, slopes)
-        params = progress.params + found.step * direction
-        gradient = product("mn,dn->dm", found.residual, x) + decay * params
-        logits = progress.logits + found.step * slopes
-        moved = _Progress(
-            params, logits, found.value, gradient, memory, jnp.bool_(False), progress.num_iterations + 1
-        )
         # No step is accepted once the numbers are at their last digit: stay, and stop.
-        stayed = progress._replace(stuck=jnp.bool_(True))
-        return jax.tree.map(lambda a, b: jnp.where(found.accepted, a, b), moved, stayed)
+        step = jnp.where(found.accepted, found.step, 0.0)
+        params = progress.params + step * direction
+        gradient = product("mn,dn->dm", found.probabilities, x) - sums + decay * params
+        logits = progress.logits + step * slopes
+        num_iterations = progress.num_iterations + found.accepted.astype(jnp.int32)
+        return _Progress(params, logits, found.value, gradient, memory, ~found.accepted, num_iterations)
 
     def unfinished(progress):
         steep = jnp.max(jnp.abs(progress.gradient)) > tolerance
         return steep & ~progress.stuck & (progress.num_iterations < max_iterations)
 
     logits = product("dm,dn->mn", start, x)
-    value, residual = measure(start, logits)
-    gradient = product("mn,dn->dm", residual, x) + decay * start
+    value, probabilities = measure(start, logits)
+    gradient = product("mn,dn->dm", probabilities, x) - sums + decay * start
     first = _Progress(start, logits, value, gradient, transform.init(start), jnp.bool_(False), jnp.int32(0))
     last = jax.lax.while_loop(unfinished, iterate, first)
     return last.params, last.num_iterations
