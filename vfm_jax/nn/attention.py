@@ -23,7 +23,7 @@ def attend(
     if backend == "cpu":
         heads = query.shape[2]
         q, k, v = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key, value))
-        mixed = _weights(q, k) @ v
+        mixed = _mix_own_backward(q * q.shape[-1] ** -0.5, k, v)
         return rearrange(mixed, "(b heads) n d -> b n heads d", heads=heads)
     width = query.shape[-1]
     fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
@@ -42,6 +42,34 @@ def _weights(query: jax.Array, key: jax.Array) -> jax.Array:
     logits = (query * query.shape[-1] ** -0.5) @ jnp.swapaxes(key, 1, 2)
     # float32: in bfloat16 the sum over keys loses the small weights
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(query.dtype)
+
+
+def _mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return _mix_forward(query, key, value)[0]
+
+
+def _mix_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    logits = (query @ jnp.swapaxes(key, 1, 2)).astype(jnp.float32)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    # dividing the d numbers of a result in place of the k weights
+    rate = 1 / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(query.dtype)
+    mixed = (weights @ value) * rate.astype(query.dtype)
+    return mixed, (query, key, value, weights, rate, mixed)
+
+
+def _mix_backward(kept: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, weights, rate, mixed = kept
+    g = g * rate.astype(g.dtype)
+    # p (dp - Σ p dp), where Σ_k p_nk dp_nk = o_n · g_n (Dao et al., 2022, arXiv:2205.14135, App. B.2)
+    inner = jnp.sum((g * mixed).astype(jnp.float32), axis=-1, keepdims=True).astype(g.dtype)
+    slope = weights * (g @ jnp.swapaxes(value, 1, 2) - inner)
+    return slope @ key, jnp.swapaxes(slope, 1, 2) @ query, jnp.swapaxes(weights, 1, 2) @ g
+
+
+# Differentiated by JAX, a softmax keeps two more arrays of b heads n k, and divides each of its weights.
+_mix_own_backward = jax.custom_vjp(_mix)
+_mix_own_backward.defvjp(_mix_forward, _mix_backward)
 
 
 class SelfAttention(nn.Module):
