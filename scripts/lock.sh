@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv pip compile pyproject.toml --extra dev --group build --universal --python-version 3.11 --generate-hashes \
-    --default-index https://pypi.org/simple --no-emit-index-url --no-emit-find-links \
+    --no-emit-index-url --no-emit-find-links \
     --custom-compile-command scripts/lock.sh --quiet --output-file requirements.lock "$@"

@@ -40,7 +40,8 @@ def _refused(capsys, monkeypatch, tmp_path, *words):
 
 def _folder(path):
     return (
-        QUICKSTART + ":photos", "--config.data=" + repr(dict(name="folder", path=str(path), canvas_size=32, batch_size=8)),
+        QUICKSTART + ":photos",
+        "--config.data=" + repr(dict(name="folder", path=str(path), canvas_size=32, batch_size=8)),
         "--config.eval_data=None", "--config.evals=None", "--config.baselines=()",
     )  # fmt: skip
 

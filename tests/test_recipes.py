@@ -1,8 +1,8 @@
 """Recipes against their papers: every structured field of the collected facts, and every recipe builds and trains.
 
-The facts (tests/golden/recipes.json) are nested dicts; a field is known here by its path. Each field of a stage must be
-read from our recipe by an entry of READERS, or stand in PROSE (words, results, hardware): a fact nobody compares is an
-error, so new facts cannot be passed over.
+The facts (tests/golden/recipes.json) are nested dicts; a field is known here by its path. Each field of a stage must
+be read from our recipe by an entry of READERS, or stand in PROSE (words, results, hardware): a fact that nothing is
+compared with is an error, so new facts cannot be passed over.
 """
 
 import functools
@@ -45,7 +45,8 @@ PROSE = {
     "source", "results", "hardware", "unverified", "dtype", "grad_accum", "loss", "mask.type", "mask.keep",
     "data.rrc_ratio", "data.augment", "optim.lr_scaling", "optim.wd_schedule", "optim.no_wd", "optim.params",
     "optim.no_layer_adaptation", "schedule.granularity", "decoder.pos_embed", "decoder.input", "init.linear",
-    "init.patch_embed", "init.pos_embed", "init.cls_token", "init.mask_token", "head.pool", "head.features", "head.bn",
+    "init.patch_embed", "init.pos_embed", "init.cls_token", "init.mask_token", "head.pool", "head.features",
+    "head.bn",
     "bn.global_stats", "arch.backbone", "hidden_norm", "aug.gaussian_blur.kernel",
 }  # fmt: skip
 
@@ -209,7 +210,7 @@ def test_every_structured_field_equals_the_source(stage):
 
 
 def test_parameters_without_decay_are_those_of_the_sources():
-    """MAE's pretraining decays the class and mask tokens (3-D there), its fine-tuning does not decay the class token."""
+    """MAE's pretraining decays the class and mask tokens (3-D there); its fine-tuning leaves the class token alone."""
     from vfm_jax.optim.groups import leaf_settings
 
     for location, undecayed in ((MAE, False), (f"{MAE}:finetune", True)):

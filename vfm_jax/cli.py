@@ -62,6 +62,8 @@ def _exit_code(error: Exception) -> int | None:
         return 2
     from vfm_jax.core.errors import TrainingError, UserError
 
+    if isinstance(error, ModuleNotFoundError) and "vfm-jax[" in str(error):  # an extra that is not installed
+        return 2
     return 2 if isinstance(error, UserError) else 1 if isinstance(error, TrainingError) else None
 
 
@@ -231,6 +233,9 @@ def _parse(text: str, old: Any, flag: str) -> Any:
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
+    if type(old) is int and flag.rpartition("_")[2] in ("epochs", "examples", "percent"):  # 0.5 epochs are fine
+        old = float(old)
+        value = float(value) if type(value) is int else value
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag}={text}: expected a finite number.")
     if old is not None and type(value) is not type(old):
@@ -288,9 +293,8 @@ def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     summary = train(recipe, workdir)
     _print(_comparison(summary.get("evaluations", {})), flags, "Held-out accuracy")
     if not summary["finished"]:
-        print(
-            f"Stopped at step {summary['steps']:,} of {summary['total_steps']:,}. The same command goes on from there."
-        )
+        done, total = summary["steps"], summary["total_steps"]
+        print(f"Stopped at step {done:,} of {total:,}. The same command goes on from there.")
     _report(flags, ())
 
 

@@ -136,23 +136,23 @@ def build_experiment(
     objective: Mapping[str, Any],
     optimizer: Mapping[str, Any],
     schedule: Mapping[str, Any],
-    mix: Mapping[str, Any] = {},  # noqa: B006 - read only
+    mix: Mapping[str, Any] = {},
     title: str = "",
     seed: int = 0,
     total_steps: float | None = None,
     total_epochs: float | None = None,
     total_examples: float | None = None,
     num_micro_batches: int = 1,
-    ema: Mapping[str, Any] = {},  # noqa: B006
-    eval_data: Mapping[str, Any] = {},  # noqa: B006
-    eval_views: Mapping[str, Any] = {},  # noqa: B006
-    evals: Mapping[str, Any] = {},  # noqa: B006
+    ema: Mapping[str, Any] = {},
+    eval_data: Mapping[str, Any] = {},
+    eval_views: Mapping[str, Any] = {},
+    evals: Mapping[str, Any] = {},
     eval_batch_size: int = 256,
     baselines: Sequence[str] = (),
     dtype: str = "float32",
-    mesh: Mapping[str, int] = {},  # noqa: B006
+    mesh: Mapping[str, int] = {},
     sharding: Sequence[tuple[str, Any]] = FSDP_RULES,
-    checkpoints: Mapping[str, Any] = {},  # noqa: B006
+    checkpoints: Mapping[str, Any] = {},
     log_every_steps: int = 10,
     writers: Sequence[str] = (),
     stage: int = 0,
@@ -293,7 +293,8 @@ def _check_count(value: Any, where: str) -> None:
 
 def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
     check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
-    return make_mesh(**mesh)
+    sizes: dict[str, Any] = dict(mesh)
+    return make_mesh(**sizes)
 
 
 def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:

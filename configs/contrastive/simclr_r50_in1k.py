@@ -4,9 +4,9 @@
 
 To reach: 69.1 % top-1 by linear probe after 1000 epochs. Not yet run by us.
 The paper's encoder is a ResNet-50, which is not among our networks yet: without an argument the recipe names no
-encoder and says so; ":vit_s16" runs the same recipe on a ViT-S/16. Following the paper: weight decay 1e-6 and the linear
-rule for the learning rate (the code's command for 100 epochs has 1e-4 and 0.075 · √batch, the same rate at 4096).
-The loss is the paper's mean over both directions; the code's is their sum, which LARS does not notice.
+encoder, and says so; ":vit_s16" runs the same recipe on a ViT-S/16. It follows the paper: weight decay 1e-6 and the
+linear rule for the learning rate (the code's command for 100 epochs has 1e-4 and 0.075 · √batch, the same rate at
+4096). The loss is the paper's mean over both directions; the code's is their sum, which LARS does not notice.
 """
 
 import ml_collections

@@ -8,9 +8,9 @@
         --config.start_from=runs/mae
 
 To reach: 83.6 % top-1 after fine-tuning (Table 3), 68.0 % by linear probe. Not yet run by us.
-Fine-tuning follows the authors' code (base_lr 5e-4, layer decay 0.65, random erasing), which differs from Table 9; the
-position table stays fixed where theirs is trained on. The probe's random crop redraws up to ten times, as torchvision's
-does, where theirs draws once.
+Fine-tuning follows the authors' code (base_lr 5e-4, layer decay 0.65, random erasing), which differs from Table 9;
+the position table stays fixed where theirs is trained on. The probe's random crop redraws up to ten times, as
+torchvision's does, where theirs draws once.
 """
 
 import ml_collections

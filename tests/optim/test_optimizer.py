@@ -93,9 +93,11 @@ def test_lars_with_and_without_filters_is_barlow_twins(golden_directory, name):
 
 def params_and_gradients(key, steps=3):
     shapes = {"encoder": {"kernel": (3, 5), "bias": (5,)}, "head": {"kernel": (5, 2), "bias": (2,)}}
-    draw = lambda k: jax.tree.map(
-        lambda s: jax.random.normal(jax.random.fold_in(k, sum(s)), s), shapes, is_leaf=lambda s: isinstance(s, tuple)
-    )
+
+    def draw(k):
+        normal = lambda s: jax.random.normal(jax.random.fold_in(k, sum(s)), s)  # noqa: E731
+        return jax.tree.map(normal, shapes, is_leaf=lambda s: isinstance(s, tuple))
+
     return draw(key), [draw(jax.random.fold_in(key, 1 + i)) for i in range(steps)]
 
 

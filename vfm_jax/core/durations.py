@@ -6,7 +6,7 @@ A field that is a duration ends in its unit: `warmup_epochs`, `every_steps`, `to
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 from vfm_jax.core.errors import UserError
 
@@ -49,6 +49,12 @@ class Clock:
         return max(1, round(steps)) if value > 0 else 0
 
 
+@overload
+def read_duration(fields: Mapping[str, Any], stem: str, clock: Clock, where: str, default: int) -> int: ...
+@overload
+def read_duration(
+    fields: Mapping[str, Any], stem: str, clock: Clock, where: str, default: None = None
+) -> int | None: ...
 def read_duration(
     fields: Mapping[str, Any], stem: str, clock: Clock, where: str, default: int | None = None
 ) -> int | None:

@@ -1,1 +1,1 @@
-"""Equations: one value per example, or one scalar where the loss couples the batch. No reduction over devices here."""
+"""Equations: one value per example, or one scalar where the loss couples the batch. Nothing here knows of devices."""

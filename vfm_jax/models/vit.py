@@ -178,8 +178,10 @@ class ViT(nn.Module):
         return Features(x.astype(jnp.float32), pooled.astype(jnp.float32), levels, grid, num_prefix)
 
     def attention(self, image: Float[Array, "b h w c"]) -> Float[Array, "b heads gh gw"]:
-        """Attention of the pooled representation to the patches, by head: of the class token in the last block, of
-        the pooling query, or (mean pooling) of the average patch in the last block.
+        """Attention of the pooled representation to the patches, by head.
+
+        Of the class token in the last block, of the pooling query, or (mean pooling) of the average patch in the
+        last block.
         """
         grid = grid_of((image.shape[1], image.shape[2]), self.patch_size)
         num_prefix = int(self.class_token)

@@ -63,9 +63,7 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
         return loss, (extra, {"loss": loss})
 
     def reconstruction(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Original and reconstructed images (b h w c), in the normalised units of the input, and which pixels were
-        hidden (1.0) from the encoder.
-        """
+        """Original and reconstructed images (b h w c), as normalised, and which pixels were hidden (1.0)."""
         images = batch["image"]
         made = reconstruct(variables.params, images, patch_noise(batch, jax.random.key(0)))
         patches = made.prediction

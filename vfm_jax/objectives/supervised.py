@@ -62,10 +62,11 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
         return loss, ({**extra, "head": statistics}, {"loss": loss, "accuracy": jnp.mean(hit.astype(jnp.float32))})
 
     def logits(variables: Variables, batch) -> jax.Array:
-        seen = predict["features"](variables, batch)
-        return apply_network(head, variables.params["head"], variables.extra["head"], seen.pooled, train=False)[0]
+        pooled = shared["features"](variables, batch).pooled
+        return apply_network(head, variables.params["head"], variables.extra["head"], pooled, train=False)[0]
 
-    predict = encoder_predictions(encoder) | {"logits": logits}
+    shared = encoder_predictions(encoder)
+    predict = shared | {"logits": logits}
     # A head with batch norm couples the examples, so its criterion must see them all at once.
     return Objective(
         init, forward, criterion, carry_nothing, predict, separable=not getattr(head, "batch_norm", False)

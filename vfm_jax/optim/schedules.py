@@ -150,7 +150,7 @@ def _check(base_lr: float, warmup_steps: int, total_steps: int) -> None:
 
 
 def _remaining(step: jax.Array, start: int, end: int) -> jax.Array:
-    """The share of the steps from `start` to `end` still ahead: 1 before, 0 after, exact to the float at both ends."""
+    """The share of the steps from `start` to `end` still ahead: 1 before, 0 after, exact at both ends."""
     return jnp.clip((end - step).astype(jnp.float32) / max(1, end - start), 0.0, 1.0)
 
 

@@ -22,7 +22,9 @@ class Judge:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._predict = {name: jax.jit(function) for name, function in experiment.objective.predict.items()}
-        self._views = jax.jit(lambda batch: experiment.eval_views(key_for(experiment.seed, 0, "eval_views"), batch))
+        views = experiment.eval_views
+        assert views is not None  # an experiment with evaluators has them
+        self._views = jax.jit(lambda batch: views(key_for(experiment.seed, 0, "eval_views"), batch))
 
     def evaluate(self, variables: Variables, names: Iterable[str]) -> dict[str, float]:
         """Figures of the named evaluators, as `evaluator/figure`."""

@@ -19,6 +19,7 @@ from vfm_jax.core.types import Batch, Measurements
 from vfm_jax.experiment import Experiment
 from vfm_jax.report.environment import hardware, versions
 from vfm_jax.report.progress import Progress
+from vfm_jax.report.redaction import redact
 from vfm_jax.report.writers import WRITERS, JsonLines, MetricsWriter
 from vfm_jax.train.stages import Stage
 
@@ -46,8 +47,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def finished_summary(workdir: pathlib.Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary in `workdir`, if this very recipe has run there to its end."""
     summary = read_json(workdir / "summary.json")
-    same = read_json(workdir / "config.json") == plain(recipe)
+    same = read_json(workdir / "config.json") == redact(plain(recipe))
     return summary if same and summary.get("finished") else None
+
+
+def _words(network: Mapping[str, Any]) -> str:
+    """A network's fields in one line: "vit, variant mu/7, width 96"."""
+    shown = {k: v for k, v in network.items() if k in ("variant", "width", "depth", "heads") and v is not None}
+    return ", ".join([network["name"], *(f"{field} {value}" for field, value in shown.items())])
 
 
 class Run:
@@ -68,7 +75,7 @@ class Run:
         self.checkpoints = workdir / "checkpoints"
         self.is_first = jax.process_index() == 0
         self._started = time.time()
-        self._recipe = plain(recipe)
+        self._recipe = redact(plain(recipe))  # credentials reach no file, tracker or checkpoint
         before, self.summary = read_json(workdir / "config.json"), read_json(workdir / "summary.json")
         self._wall_before = self.summary.get("wall_seconds", 0.0)
         try:
@@ -98,7 +105,7 @@ class Run:
         self.summary |= {
             "title": first.title,
             "objective": self._recipe["objective"]["name"],
-            "network": self._recipe["networks"]["encoder"]["name"],
+            "network": _words(self._recipe["networks"]["encoder"]),
             "num_parameters": count_parameters(first.abstract_params),
             "data": {
                 "name": self._recipe["data"]["name"],

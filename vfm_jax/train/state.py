@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vfm_jax.core.types import Batch
-from vfm_jax.objectives.interface import Objective, Variables
+from vfm_jax.experiment import Objective, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -10,7 +10,7 @@ import optax
 
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.types import Batch, Measurements
-from vfm_jax.objectives.interface import Objective
+from vfm_jax.experiment import Objective
 from vfm_jax.train.state import TrainState
 
 Views = Callable[[jax.Array, Batch], Batch]
