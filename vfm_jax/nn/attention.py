@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         qkv = self.qkv(x)  # b n 3 heads head_dim
-        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]))
+        return self.out(attend(*jnp.unstack(qkv, axis=2)))
 
     def weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b heads n n"]:
         """How much each token (third axis) attends to each other (last axis); rows sum to one."""
