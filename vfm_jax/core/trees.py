@@ -39,16 +39,11 @@ def label_by_rules(tree: Any, patterns: Sequence[str], where: str) -> Any:
     Raises:
         UserError: some leaf is matched by no pattern; the message names up to five.
     """
-    labels = map_named(lambda name, _: first_match(name, patterns), tree)
-    lost = [
-        name
-        for name, label in zip(named_leaves(tree), jax.tree.leaves(labels, is_leaf=lambda x: x is None), strict=True)
-        if label is None
-    ]
+    lost = [name for name in named_leaves(tree) if first_match(name, patterns) is None]
     if lost:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise UserError(f'{where}: no pattern matches {shown}. End the list with a rule for the rest: ".*".')
-    return labels
+    return map_named(lambda name, _: first_match(name, patterns), tree)
 
 
 def check_used(patterns: Sequence[str], names: Iterable[str], where: str) -> None:
