@@ -1,0 +1,149 @@
+"""Meshes in words, layouts by leaf name, arrays born on their devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.sharding import (
+    batch_sharding,
+    check_batch_size,
+    global_batch,
+    make_mesh,
+    replicated,
+    sharded_init,
+    shardings,
+)
+
+
+def _specs(shapes, mesh, *rules):
+    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    layout = shardings(abstract, mesh, rules) if rules else shardings(abstract, mesh)
+    return {name: sharding.spec for name, sharding in layout.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
+        ({"data": 4, "tensor": 2}, (4, 1, 2)),
+    ],
+)
+def test_minus_one_is_what_is_left_of_the_devices(words, sizes):
+    mesh = make_mesh(**words)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+
+
+def test_a_mesh_may_be_of_some_of_the_devices():
+    mesh = make_mesh(fsdp=3, devices=jax.devices()[2:5])
+    assert list(mesh.devices.flat) == jax.devices()[2:5]
+
+
+@pytest.mark.parametrize("words", [{"fsdp": 3}, {"data": 4}, {"data": 4, "fsdp": 4}])
+def test_sizes_that_do_not_fit_the_devices_are_refused(words):
+    with pytest.raises(UserError, match=r"config\.mesh is data=.*does not fit 8 devices\. Try data=-1, fsdp=1\."):
+        make_mesh(**words)
+
+
+@pytest.mark.parametrize("words", [{"fsdp": -1}, {"data": 0}, {"tensor": -2}])
+def test_sizes_are_positive_and_one_at_most_is_free(words):
+    with pytest.raises(UserError, match="sizes are positive, and at most one is -1"):
+        make_mesh(**words)
+
+
+def test_fsdp_splits_the_largest_dimension_that_divides():
+    shapes = {"rows": (1024, 512), "columns": (512, 1024), "middle": (6, 4096, 4098), "square": (512, 512)}
+    assert _specs(shapes, make_mesh(fsdp=4)) == {
+        "rows": P("fsdp"),
+        "columns": P(None, "fsdp"),
+        "middle": P(None, "fsdp"),  # 4098 is larger and does not divide by four
+        "square": P(None, "fsdp"),  # of equals the last
+    }
+
+
+def test_fsdp_keeps_small_and_indivisible_leaves_whole():
+    shapes = {"small": (255, 256), "large": (256, 256), "odd": (513, 515), "scalar": ()}
+    assert _specs(shapes, make_mesh(fsdp=4)) == {
+        "small": P(),
+        "large": P(None, "fsdp"),
+        "odd": P(),
+        "scalar": P(),
+    }
+    assert _specs(shapes, make_mesh(fsdp=1)) == dict.fromkeys(shapes, P())
+
+
+def test_a_tuple_layout_counts_from_the_last_dimension():
+    mesh = make_mesh(fsdp=2, tensor=2)
+    shapes = {"mlp/kernel": (12, 16), "stacked/mlp/kernel": (3, 12, 16), "bias": (16,)}
+    specs = _specs(shapes, mesh, ("kernel", ("fsdp", "tensor")), (".*", (None,)))
+    assert specs == {
+        "mlp/kernel": P("fsdp", "tensor"),
+        "stacked/mlp/kernel": P(None, "fsdp", "tensor"),
+        "bias": P(None),
+    }
+
+
+def test_the_first_matching_rule_lays_out_a_leaf_and_its_optimizer_moments():
+    mesh = make_mesh(tensor=2)
+    specs = _specs({"kernel": (4, 6), "mu/kernel": (4, 6)}, mesh, ("kernel$", (None, "tensor")), (".*", "fsdp"))
+    assert specs == dict.fromkeys(("kernel", "mu/kernel"), P(None, "tensor"))
+
+
+def test_a_leaf_that_no_rule_matches_is_named():
+    with pytest.raises(UserError, match=r"config\.sharding: no pattern matches bias"):
+        _specs({"kernel": (4, 6), "bias": (6,)}, make_mesh(), ("kernel", "fsdp"))
+
+
+@pytest.mark.parametrize("layout", ["tensor", (None, "model")])
+def test_an_unknown_layout_is_refused(layout):
+    with pytest.raises(UserError, match="neither 'fsdp' nor a tuple of"):
+        _specs({"kernel": (4, 6)}, make_mesh(), (".*", layout))
+
+
+def test_a_layout_that_does_not_fit_its_leaf_is_refused():
+    mesh = make_mesh(tensor=4)
+    with pytest.raises(UserError, match=r"more dimensions than bias \(6,\)"):
+        _specs({"bias": (6,)}, mesh, (".*", (None, "tensor")))
+    with pytest.raises(UserError, match=r"dimension 1 of kernel \(4, 6\) does not divide over tensor=4"):
+        _specs({"kernel": (4, 6)}, mesh, (".*", (None, "tensor")))
+
+
+def test_a_sharded_initialisation_equals_the_plain_one_and_is_born_in_its_layout():
+    mesh = make_mesh(data=2, fsdp=4)
+
+    def create(key):
+        return {"kernel": jax.random.normal(key, (256, 384), jnp.float32), "bias": jnp.arange(5.0)}
+
+    made = sharded_init(create, ((r".*", "fsdp"),), mesh, jax.random.key(3))
+    assert made["kernel"].sharding.spec == P(None, "fsdp")
+    assert {shard.data.shape for shard in made["kernel"].addressable_shards} == {(256, 96)}
+    assert made["bias"].sharding.is_equivalent_to(replicated(mesh), 1)
+    jax.tree.map(np.testing.assert_array_equal, made, create(jax.random.key(3)))
+
+
+def test_a_global_batch_has_its_rows_split_over_data_and_fsdp():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    local = {"image": np.arange(12 * 5, dtype=np.uint8).reshape(12, 5), "label": np.arange(12, dtype=np.int32)}
+    batch = global_batch(local, mesh)
+    for name, array in batch.items():
+        assert array.sharding.is_equivalent_to(batch_sharding(mesh), array.ndim)
+        assert {shard.data.shape[0] for shard in array.addressable_shards} == {3}
+        assert array.dtype == local[name].dtype
+        np.testing.assert_array_equal(array, local[name])
+
+
+def test_a_batch_size_that_does_not_divide_is_answered_with_the_nearest_that_do():
+    mesh = make_mesh(fsdp=2, tensor=2)  # 4 ways over data and fsdp
+    check_batch_size(12, mesh)
+    check_batch_size(24, mesh, 3)
+    with pytest.raises(UserError, match=r"batch_size is 14, which does not divide over 4 devices\. Try 12 or 16\."):
+        check_batch_size(14, mesh)
+    with pytest.raises(UserError, match=r"is 30,.* over 4 devices x 3 micro-batches\. Try 24 or 36\."):
+        check_batch_size(30, mesh, 3)
+    with pytest.raises(UserError, match=r"is 3,.*Try 4\."):
+        check_batch_size(3, mesh)
