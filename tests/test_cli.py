@@ -155,3 +155,28 @@ def test_inspect_lists_every_leaf_with_its_count(capsys):
 def test_items_of_a_tuple_can_be_overridden_by_number():
     recipe = cli.override(cli.load_recipe("configs/quickstart.py"), [("views.image.ops.0.max_pixels", "5")], "it")
     assert recipe["views"]["image"]["ops"][0]["max_pixels"] == 5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config.mesh.fsdp=8", "--config.mesh.data=1"],
+        ["--config.ema.momentum=0.99"],
+        ["--config.evals.knn.every_epochs=2"],
+        ["--config.checkpoints.every_examples=500", "--config.checkpoints.keep_last=3"],
+        ["--config.schedule.warmup_epochs=None", "--config.schedule.warmup_steps=10"],
+        ["--config.optimizer.clip_norm=1.0", "--config.networks.encoder.drop_path=0.1"],
+        ["--config.total_epochs=None", "--config.total_examples=4000", "--config.schedule.warmup_epochs=0.1"],
+    ],
+)
+def test_a_field_that_the_recipe_leaves_out_can_be_set(capsys, words):
+    assert cli.main(["inspect", QUICKSTART, "--json", *words]) == 0, capsys.readouterr().err
+
+
+def test_an_unknown_field_of_the_recipe_itself_is_named(capsys, monkeypatch, tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.objectve = 1\n    return c\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    assert "'objective'" in _refused(capsys, monkeypatch, tmp_path, f"--config={recipe}")

@@ -210,7 +210,7 @@ def test_every_structured_field_equals_the_source(stage):
 
 
 def test_parameters_without_decay_are_those_of_the_sources():
-    """MAE's pretraining decays the class and mask tokens (3-D there); its fine-tuning leaves the class token alone."""
+    """MAE pretrains with decayed class and mask tokens (3-D there), and fine-tunes with an undecayed class token."""
     from vfm_jax.optim.groups import leaf_settings
 
     for location, undecayed in ((MAE, False), (f"{MAE}:finetune", True)):

@@ -38,6 +38,14 @@ class _Mistake(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives the exit code: 0 done, 1 failed while running, 2 the user's to mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except BrokenPipeError:  # whoever read the output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help") or {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0 if argv else 2
@@ -186,7 +194,7 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
                 if isinstance(place, list)
                 else ()
             )
-            if name not in known:
+            if name not in known and not (place == {} and depth == len(parents)):  # {}: ema, mix; checked when built
                 walked = ".".join(("config", *parents[:depth]))
                 listed = f" Known there: {', '.join(sorted(known))}." if known else ""
                 raise UserError(
@@ -196,7 +204,8 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
             if depth < len(parents):
                 place = place[name]
                 continue
-            value = _parse(text, _freeze(place[name]), f"--config.{path}")
+            old = place[name] if isinstance(place, list) else place.get(name)
+            value = _parse(text, _freeze(old), f"--config.{path}")
             if value is None:
                 del place[name]  # back to the default, as in a stage
             else:

@@ -31,10 +31,12 @@ from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.interface import Objective, Variables
 from vfm_jax.optim import OPTIMIZERS, SCHEDULES, ema_momentum, make_optimizer, update_ema
 
-__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete"]
+__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe"]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
+LOADER = {"workers": 0, "threads": None}  # of `config.data`, for the pipeline: data.pipeline.train_batches
+RUN_FIELDS = {"stages": (), "start_from": "", "carry": (".*",)}  # of a whole run: `train.stages` reads them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +193,7 @@ def build_experiment(
         UserError: a field, name or value that cannot be; nothing expensive has run by then.
     """
     fields = dict(data)
-    loader = {"workers": fields.pop("workers", 0), "threads": fields.pop("threads", 4)}
+    loader = {name: fields.pop(name, default) for name, default in LOADER.items()}
     if "batch_size" not in fields:
         raise UserError("config.data lacks batch_size: the number of examples per step, over all devices.")
     batch_size = fields.pop("batch_size")
@@ -273,6 +275,16 @@ def build_experiment(
         log_every_steps=log_every_steps,
         writers=tuple(writers),
     )
+
+
+def from_recipe(recipe: Mapping[str, Any], stage: int = 0) -> Experiment:
+    """The experiment that one stage's fields describe.
+
+    Raises:
+        UserError: as `build_experiment`, and for a field that is none of its keywords.
+    """
+    check_fields(build_experiment, recipe, "config", given=("stage",))
+    return build_experiment(**recipe, stage=stage)
 
 
 def _checkpoint_fields(
@@ -412,18 +424,22 @@ def _check_labels(source: Source, networks: Mapping[str, Any], where: str) -> No
 
 def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with every field that it leaves to a default written out, for overrides and for the record."""
-    full = {
-        name: p.default
-        for name, p in keywords(build_experiment).items()
-        if name != "stage" and p.default is not p.empty
-    } | {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+    full: dict[str, Any] = dict(RUN_FIELDS)
+    for name, p in keywords(build_experiment).items():
+        if name != "stage" and p.default is not p.empty:
+            full[name] = p.default
+    full |= {name: dict(value) if isinstance(value, Mapping) else value for name, value in recipe.items()}
     tables = dict(data=SOURCES, objective=OBJECTIVES, optimizer=OPTIMIZERS, schedule=SCHEDULES)
     for field, table in tables.items():
         full[field] = _with_defaults(table, full.get(field, {}))
-    full["data"] = {"workers": 0, "threads": 4} | full["data"]
+    full["data"] = LOADER | full["data"]
+    for field, function in dict(mesh=make_mesh, checkpoints=_checkpoint_fields).items():
+        defaults = {name: p.default for name, p in keywords(function).items() if name != "devices"}
+        full[field] = defaults | dict(full[field] or {})
+    due = {f"every_{unit}": None for unit in UNITS}
     full["networks"] = {role: _with_defaults(MODELS, spec) for role, spec in full.get("networks", {}).items()}
     full["evals"] = {
-        name: _with_defaults(EVALUATORS, {"name": name} | dict(spec)) for name, spec in full["evals"].items()
+        name: _with_defaults(EVALUATORS, {"name": name} | due | dict(spec)) for name, spec in full["evals"].items()
     }
     return full
 
@@ -434,7 +450,8 @@ def _with_defaults(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, A
         return dict(spec)  # building it will say so
     plain = (bool, int, float, str, tuple, type(None))
     defaults = {name: p.default for name, p in keywords(function).items() if isinstance(p.default, plain)}
-    stems = {field.rpartition("_")[0] for field in spec if field.rpartition("_")[2] in UNITS}
-    return {
-        k: v for k, v in defaults.items() if k.rpartition("_")[0] not in stems or not k.endswith("_steps")
-    } | dict(spec)
+    durations = [name for name in defaults if name.endswith("_steps") and name != "total_steps"]
+    for name in durations:  # may be given in any unit; which one is for the recipe, or a stage, to say
+        del defaults[name]
+        defaults |= {f"{name.removesuffix('_steps')}_{unit}": None for unit in UNITS}
+    return defaults | dict(spec)

@@ -12,7 +12,6 @@ from vfm_jax.losses.reconstruction import masked_patch_mse, standardize_patches
 from vfm_jax.models import MODELS
 from vfm_jax.nn.masking import mask_by_noise
 from vfm_jax.nn.patches import patchify, unpatchify
-
 from vfm_jax.objectives.mae import mae
 
 BATCH = 3

@@ -76,7 +76,7 @@ def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Transformer(nn.Module):
-    """`depth` blocks, run by a loop or by a scan: equal in value, and equal in parameters (`block_0`, `block_1`, ...).
+    """`depth` blocks, run by a loop or by a scan: equal in value, and in parameters (`block_0`, `block_1`, ...).
 
     A scan compiles one block instead of `depth`, and with `remat` holds the activations of one. It stacks the layers'
     parameters inside the step, in the compute dtype: one more copy of them while it runs.

@@ -13,7 +13,8 @@ from vfm_jax.experiment import Experiment, Variables
 
 PICTURES = 8  # images per row of the report
 QUERIES, NEIGHBORS = 6, 5
-EMBEDDED = 800  # points of the map of embeddings
+EMBEDDED = 600  # points of the map of embeddings
+SEARCHED_BYTES = 2**28  # of training images held at once, to show the nearest: all digits, 1,700 photographs of 224
 
 
 class Judge:
@@ -47,7 +48,8 @@ class Judge:
         """Arrays for the page: views, reconstructions, attention, patch tokens, embeddings, neighbours."""
         experiment, predict = self._experiment, self._bind(variables)
         shown = self._show(next(self._pass("test", PICTURES)), predict)
-        test, train = self._embed("test", EMBEDDED, predict), self._embed("train", None, predict)
+        searched = SEARCHED_BYTES // int(np.prod(shown["images"].shape[1:]))
+        test, train = self._embed("test", EMBEDDED, predict), self._embed("train", searched, predict)
         shown |= {"embedding/features": test["features"]}
         near = _cosine(test["features"][:QUERIES], train["features"]).argsort(axis=1)[:, ::-1][:, :NEIGHBORS]
         shown |= {"neighbors/query": test["image"][:QUERIES], "neighbors/images": train["image"][near]}
@@ -88,12 +90,13 @@ class Judge:
             "patches/tokens": tokens.reshape(len(tokens), *features.grid, -1),
         }
 
-    def _embed(self, split: str, limit: int | None, predict: Mapping[str, Callable]) -> dict[str, np.ndarray]:
+    def _embed(self, split: str, limit: int, predict: Mapping[str, Callable]) -> dict[str, np.ndarray]:
         rows: dict[str, list[np.ndarray]] = {"features": [], "image": [], "label": []}
         for batch in self._pass(split, limit):
             valid = self._host(batch["valid"])
             rows["features"].append(self._host(predict["features"](batch).pooled)[valid])
-            rows["image"].append(self._experiment.denormalize(self._host(batch["image"])[valid]))
+            image = self._experiment.denormalize(self._host(batch["image"])[valid])
+            rows["image"].append(np.round(255 * image).astype(np.uint8))
             rows["label"].append(self._host(batch["label"])[valid])
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 

@@ -20,7 +20,7 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import replicated, sharded_init, shardings
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.experiment import Experiment, build_experiment
+from vfm_jax.experiment import Experiment, from_recipe
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import Checkpoints, restore_params
 from vfm_jax.train.evaluation import Judge
@@ -69,7 +69,9 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
         print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
         return finished
     stages = read_stages(recipe)
-    experiments = [build_experiment(**stage.recipe) for stage in stages]  # every mistake shows before any work
+    experiments = [
+        from_recipe(stage.recipe, i) for i, stage in enumerate(stages)
+    ]  # every mistake shows before any work
     run = Run(workdir, recipe, stages, experiments)
     with _Stop() as stop:
         try:
@@ -93,7 +95,7 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> tupl
     for stage in reversed(read_stages(recipe)):
         directory = pathlib.Path(workdir).absolute() / "checkpoints" / stage.name
         if directory.is_dir():
-            experiment = build_experiment(**stage.recipe)
+            experiment = from_recipe(stage.recipe)
             if not experiment.evaluations:
                 raise UserError("The recipe has no config.evals: nothing to evaluate.")
             blank, key, layout = _blank_state(experiment)
@@ -111,7 +113,7 @@ def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """For each stage a row for every parameter leaf: name, shape, count, dtype, sharding. Nothing is allocated."""
     tables = {}
     for stage in read_stages(recipe):
-        experiment = build_experiment(**stage.recipe)
+        experiment = from_recipe(stage.recipe)
         params = experiment.abstract_params
         specs = named_leaves(shardings(params, experiment.mesh, experiment.rules))
         tables[stage.name] = [

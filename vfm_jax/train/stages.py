@@ -9,8 +9,8 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import check_used, first_match, map_named, named_leaves
+from vfm_jax.experiment import RUN_FIELDS
 
-_STAGE_FIELDS = ("name", "carry")
 _DURATIONS = ("total_steps", "total_epochs", "total_examples")
 
 
@@ -38,7 +38,7 @@ def read_stages(recipe: Mapping[str, Any]) -> list[Stage]:
     Raises:
         UserError: a stage without a name, two of one name, or an unusable name.
     """
-    base = {k: v for k, v in _plain(recipe).items() if k not in ("stages", "start_from", "carry")}
+    base = {k: v for k, v in _plain(recipe).items() if k not in RUN_FIELDS}
     overlays = recipe.get("stages") or ({"name": "train", "carry": recipe.get("carry", (".*",))},)
     stages: list[Stage] = []
     for i, overlay in enumerate(overlays):
@@ -52,7 +52,7 @@ def read_stages(recipe: Mapping[str, Any]) -> list[Stage]:
         if any(field in fields for field in _DURATIONS):  # a stage's own length replaces the recipe's in any unit
             fields = dict.fromkeys(_DURATIONS) | fields
         merged = _overlay(base, fields)
-        stages.append(Stage(name, (carry,) if isinstance(carry, str) else tuple(carry), merged | {"stage": i}))
+        stages.append(Stage(name, (carry,) if isinstance(carry, str) else tuple(carry), merged))
     return stages
 
 
