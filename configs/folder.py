@@ -44,5 +44,5 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
         normalize,
     )))
     c.evals = dict(knn=dict(every_percent=10.0), linear_probe=dict())
-    c.baselines = ("random_init", "raw_pixels")
+    c.baselines = ("random_init",)
     return c

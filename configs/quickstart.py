@@ -47,7 +47,7 @@ def _mae() -> ml_collections.ConfigDict:
 def _simclr() -> ml_collections.ConfigDict:
     c = _mae()
     c.title = "Contrastive learning on handwritten digits"
-    c.total_epochs = 60
+    c.total_epochs = 40
     c.data.batch_size = 256
 
     c.views = dict(image=dict(num_views=2, ops=(

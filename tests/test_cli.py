@@ -164,9 +164,9 @@ def test_items_of_a_tuple_can_be_overridden_by_number():
         ["--config.ema.momentum=0.99"],
         ["--config.evals.knn.every_epochs=2"],
         ["--config.checkpoints.every_examples=500", "--config.checkpoints.keep_last=3"],
-        ["--config.schedule.warmup_epochs=None", "--config.schedule.warmup_steps=10"],
+        ["--config.schedule.warmup_steps=10"],
         ["--config.optimizer.clip_norm=1.0", "--config.networks.encoder.drop_path=0.1"],
-        ["--config.total_epochs=None", "--config.total_examples=4000", "--config.schedule.warmup_epochs=0.1"],
+        ["--config.total_examples=4000", "--config.schedule.warmup_epochs=0.1"],
     ],
 )
 def test_a_field_that_the_recipe_leaves_out_can_be_set(capsys, words):
@@ -180,3 +180,8 @@ def test_an_unknown_field_of_the_recipe_itself_is_named(capsys, monkeypatch, tmp
     )
     monkeypatch.syspath_prepend(".")
     assert "'objective'" in _refused(capsys, monkeypatch, tmp_path, f"--config={recipe}")
+
+
+def test_a_duration_replaces_the_one_in_another_unit():
+    recipe = cli.override(cli.load_recipe("configs/quickstart.py"), [("total_steps", "7")], "it")
+    assert (recipe["total_steps"], recipe["total_epochs"]) == (7, None)

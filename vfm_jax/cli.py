@@ -174,7 +174,8 @@ def load_recipe(location: str) -> dict[str, Any]:
 def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], origin: str) -> dict[str, Any]:
     """The recipe with its defaults written out and the overrides applied, each read as the type it replaces.
 
-    Items of a tuple are named by their number (`views.image.ops.0.scale`); None takes a field out.
+    Items of a tuple are named by their number (`views.image.ops.0.scale`); None takes a field out; a duration in one
+    unit replaces the recipe's in another.
 
     Raises:
         UserError: a path that the recipe does not have (naming the nearest), or a value of another type.
@@ -210,7 +211,18 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
                 del place[name]  # back to the default, as in a stage
             else:
                 place[name] = _thaw(value)
+                for twin in _other_units(field):  # total_steps=10 in place of the recipe's total_epochs=48
+                    if twin in known:
+                        place[twin] = None
     return {name: _freeze(value) for name, value in full.items()}
+
+
+def _other_units(field: str) -> list[str]:
+    """The names of the same duration in other units."""
+    from vfm_jax.core.durations import UNITS
+
+    stem, _, unit = field.rpartition("_")
+    return [f"{stem}_{other}" for other in UNITS if other != unit] if unit in UNITS and stem else []
 
 
 def _thaw(value: Any) -> Any:
@@ -300,7 +312,8 @@ def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     from vfm_jax.train.loop import train
 
     summary = train(recipe, workdir)
-    _print(_comparison(summary.get("evaluations", {})), flags, "Held-out accuracy")
+    if summary.get("evaluations"):
+        _print(_comparison(summary["evaluations"]), flags, "Held-out accuracy")
     if not summary["finished"]:
         done, total = summary["steps"], summary["total_steps"]
         print(f"Stopped at step {done:,} of {total:,}. The same command goes on from there.")

@@ -14,21 +14,25 @@ from vfm_jax.train.checkpoint import restore_params
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
-# Runs `vfm train`; with a number as first word, the process kills itself at that step, saves under way or not.
+# Runs `vfm train`; with a number as first word, the process kills itself at that step, once the last save is whole.
 CHILD = """
 import os, signal, sys
 from vfm_jax import cli
+from vfm_jax.train.checkpoint import Checkpoints
 from vfm_jax.train.record import Watch
 
-fatal, stepped = int(sys.argv[1]), Watch.stepped
+fatal, stepped, save = int(sys.argv[1]), Watch.stepped, Checkpoints.save
 
 def count(self, measured, batch, waited):
     if self.steps_done + 2 == fatal:  # one step is read while the next is under way
         os.kill(os.getpid(), signal.SIGKILL)
     stepped(self, measured, batch, waited)
 
+def save_and_wait(self, *args):
+    save(self, *args, wait=True)
+
 if __name__ == "__main__":
-    Watch.stepped = count
+    Watch.stepped, Checkpoints.save = count, save_and_wait
     sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -41,7 +45,7 @@ def _train(tmp_path, workdir, *, fatal=0, workers=0):
         "--config=configs/quickstart.py",
         f"--workdir={workdir}",
         "--config.total_steps=10",
-        "--config.schedule.warmup_epochs=0.05",
+        "--config.schedule.warmup_steps=2",
         "--config.checkpoints.every_steps=5",
         "--config.log_every_steps=1",
         "--config.data.batch_size=16",

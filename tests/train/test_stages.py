@@ -1,0 +1,184 @@
+"""Stages as overlays of one recipe, and what the next takes over from the one before."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.sharding import make_mesh, shardings
+from vfm_jax.train.stages import carry_over, read_stages
+
+RECIPE = dict(
+    seed=3,
+    total_epochs=10,
+    objective=dict(name="mae", mask_ratio=0.75),
+    networks=dict(encoder=dict(name="vit", variant="S/16"), decoder=dict(name="masked_decoder", depth=8)),
+    evals=dict(knn=dict(name="knn", k=20)),
+)
+
+
+def _stage(**overlay):
+    (stage,) = read_stages(RECIPE | dict(stages=(dict(name="next", **overlay),)))
+    return stage
+
+
+# -------------------------------------------------------------------------------------------------- overlays
+
+
+def test_a_recipe_without_stages_is_one_called_train():
+    (stage,) = read_stages(RECIPE)
+    assert (stage.name, stage.carry) == ("train", (".*",))
+    assert stage.recipe == RECIPE
+
+
+def test_a_recipe_without_stages_may_say_what_it_carries_over():
+    (stage,) = read_stages(RECIPE | dict(start_from="somewhere", carry=("encoder/",)))
+    assert stage.carry == ("encoder/",)
+    assert stage.recipe == RECIPE
+
+
+def test_a_dict_of_another_name_replaces_the_recipes():
+    stage = _stage(objective=dict(name="supervised", label_smoothing=0.1))
+    assert stage.recipe["objective"] == dict(name="supervised", label_smoothing=0.1)
+    assert stage.recipe["networks"] == RECIPE["networks"]
+
+
+@pytest.mark.parametrize("named", [{}, {"name": "mae"}])
+def test_a_dict_of_the_same_name_or_none_is_merged(named):
+    stage = _stage(objective=dict(normalize_target=False, **named))
+    assert stage.recipe["objective"] == dict(name="mae", mask_ratio=0.75, normalize_target=False)
+
+
+def test_dicts_within_dicts_are_overlaid_one_by_one():
+    encoder = dict(variant="B/16")
+    head = dict(name="linear_head")
+    stage = _stage(networks=dict(encoder=encoder, head=head))
+    assert stage.recipe["networks"] == dict(
+        encoder=dict(name="vit", variant="B/16"), decoder=RECIPE["networks"]["decoder"], head=head
+    )
+
+
+def test_none_removes_a_field_at_any_depth():
+    stage = _stage(evals=None, networks=dict(decoder=None), objective=dict(mask_ratio=None))
+    assert "evals" not in stage.recipe
+    assert set(stage.recipe["networks"]) == {"encoder"}
+    assert stage.recipe["objective"] == dict(name="mae")
+
+
+@pytest.mark.parametrize("length", [dict(total_steps=7), dict(total_examples=900), dict(total_epochs=2)])
+def test_the_length_of_a_stage_replaces_the_recipes_in_any_unit(length):
+    recipe = _stage(**length).recipe
+    assert {field: value for field, value in recipe.items() if field.startswith("total_")} == length
+
+
+def test_each_stage_overlays_the_recipe_and_not_the_stage_before():
+    stages = read_stages(
+        RECIPE | dict(stages=(dict(name="a", seed=5, total_steps=3), dict(name="b", carry="encoder/")))
+    )
+    assert [stage.name for stage in stages] == ["a", "b"]
+    assert (stages[0].recipe["seed"], stages[0].recipe["total_steps"]) == (5, 3)
+    assert stages[1].carry == ("encoder/",)
+    assert stages[1].recipe == RECIPE
+
+
+def test_overlays_leave_the_recipe_as_it_was():
+    recipe = ml_collections.ConfigDict(RECIPE)
+    recipe.stages = (dict(name="next", evals=None, objective=dict(mask_ratio=0.5)),)
+    before = recipe.to_json()
+    (stage,) = read_stages(recipe)
+    assert stage.recipe["objective"] == dict(name="mae", mask_ratio=0.5)
+    assert recipe.to_json() == before
+
+
+def test_two_stages_of_one_name_are_refused():
+    with pytest.raises(UserError, match="two stages called 'a'; their checkpoints need different names"):
+        read_stages(RECIPE | dict(stages=(dict(name="a"), dict(name="b"), dict(name="a"))))
+
+
+@pytest.mark.parametrize("overlay", [{}, {"name": "../a"}, {"name": ""}, {"name": 3}])
+def test_a_stage_needs_a_name_that_can_be_a_folder(overlay):
+    with pytest.raises(UserError, match=r"config\.stages\[1\] has the name .*; give it one of letters, digits"):
+        read_stages(RECIPE | dict(stages=(dict(name="a"), overlay)))
+
+
+# ------------------------------------------------------------------------------------------------ carrying over
+
+
+@pytest.fixture
+def params():
+    """Fresh parameters of a stage with an encoder and a head, sharded."""
+    mesh = make_mesh(data=2, fsdp=4)
+    tree = {
+        "encoder": {"block_0": {"kernel": jnp.zeros((3, 8)), "bias": jnp.zeros(8)}, "norm": jnp.zeros(5)},
+        "head": {"kernel": jnp.zeros((5, 2))},
+    }
+    return jax.device_put(tree, shardings(tree, mesh, (("block_0/kernel", (None, "fsdp")), (".*", (None,)))))
+
+
+@pytest.fixture
+def donor():
+    """Parameters of the stage before, with a decoder in place of the head."""
+    return {
+        "encoder": {
+            "block_0": {"kernel": np.arange(24.0).reshape(3, 8), "bias": np.arange(8.0)},
+            "norm": np.arange(5.0),
+        },
+        "decoder": {"kernel": np.ones((2, 2)), "bias": np.ones(2)},
+    }
+
+
+def test_leaves_of_both_are_taken_over_in_their_own_type_and_layout(params, donor):
+    carried, _ = carry_over(params, donor, (".*",), "pretrain")
+    for found, given, fresh in zip(
+        *(jax.tree.leaves(tree["encoder"]) for tree in (carried, donor, params)), strict=True
+    ):
+        np.testing.assert_array_equal(found, given)
+        assert (found.dtype, found.sharding) == (fresh.dtype, fresh.sharding)
+    assert carried["encoder"]["block_0"]["kernel"].sharding.spec == P(None, "fsdp")
+    assert carried["head"]["kernel"] is params["head"]["kernel"]
+
+
+def test_patterns_choose_what_is_taken_over(params, donor):
+    carried, _ = carry_over(params, donor, ("block_0/bias", "head"), "pretrain")
+    np.testing.assert_array_equal(carried["encoder"]["block_0"]["bias"], np.arange(8.0))
+    np.testing.assert_array_equal(carried["encoder"]["norm"], np.zeros(5))
+
+
+def test_the_account_names_what_is_taken_over_fresh_and_not_used(params, donor):
+    _, account = carry_over(params, donor, (".*",), "pretrain, step 40")
+    assert account.splitlines() == [
+        "From pretrain, step 40: 3 of 4 parameter leaves taken over.",
+        "  fresh: head/kernel",
+        "  not used: decoder/bias, decoder/kernel",
+    ]
+    _, account = carry_over(params, donor, ("norm",), "pretrain, step 40")
+    assert account.splitlines() == [
+        "From pretrain, step 40: 1 of 4 parameter leaves taken over.",
+        "  fresh: encoder/block_0 (2), head/kernel",
+        "  not used: decoder/bias, decoder/kernel, encoder/block_0 (2)",
+    ]
+
+
+def test_the_account_is_one_line_where_everything_is_taken_over(params):
+    _, account = carry_over(params, jax.device_get(params), (".*",), "weights.npz")
+    assert account == "From weights.npz: 4 of 4 parameter leaves taken over."
+
+
+def test_another_shape_is_refused_with_a_way_out(params, donor):
+    donor["encoder"]["norm"] = np.ones(6)
+    with pytest.raises(UserError, match=r"encoder/norm has shape \(5,\) here and \(6,\) in pretrain.*leave it out"):
+        carry_over(params, donor, (".*",), "pretrain")
+    carry_over(params, donor, ("block_0",), "pretrain")  # that is the way out
+
+
+def test_a_donor_with_nothing_to_carry_over_is_refused(params, donor):
+    with pytest.raises(UserError, match=r"pretrain has none of .*It has decoder; this stage has encoder, head"):
+        carry_over(params, {"decoder": donor["decoder"]}, (".*",), "pretrain")
+
+
+def test_a_pattern_that_matches_nothing_here_is_refused(params, donor):
+    with pytest.raises(UserError, match="the pattern 'decoder' matches no leaf"):
+        carry_over(params, donor, ("encoder", "decoder"), "pretrain")
