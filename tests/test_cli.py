@@ -175,9 +175,8 @@ def test_a_field_that_the_recipe_leaves_out_can_be_set(capsys, words):
 
 def test_an_unknown_field_of_the_recipe_itself_is_named(capsys, monkeypatch, tmp_path):
     recipe = tmp_path / "mine.py"
-    recipe.write_text(
-        "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n    c.objectve = 1\n    return c\n"
-    )
+    lines = ("from configs import quickstart", "def get_config():", "  c = quickstart.get_config()")
+    recipe.write_text("\n".join((*lines, "  c.objectve = 1", "  return c")), encoding="utf-8")
     monkeypatch.syspath_prepend(".")
     assert "'objective'" in _refused(capsys, monkeypatch, tmp_path, f"--config={recipe}")
 
