@@ -1,0 +1,305 @@
+"""The ViT against big_vision's, and every configuration against the interface of encoders."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.trees import count_parameters, named_leaves
+from vfm_jax.models import MODELS
+from vfm_jax.nn.heads import LinearHead
+
+SIZES = dict(variant="mu/4", width=16, depth=2, heads=2, mlp_dim=24)
+CONFIGURATIONS = {
+    "class token, learned positions": dict(),
+    "class token, sincos, layer scale, drop path": dict(positions="sincos2d", layer_scale=0.1, drop_path=0.4),
+    "mean with class token": dict(pooling="mean", levels=(0, -1)),
+    "mean without class token, sincos": dict(pooling="mean", class_token=False, positions="sincos2d"),
+    "norm of the mean": dict(pooling="mean", norm_pooled=True),
+    "attention pooling, scan": dict(pooling="attention", class_token=False, scan=True, levels=(1,)),
+    "attention pooling with class token, scan, remat": dict(pooling="attention", scan=True, remat="full"),
+}
+BATCH, HEIGHT, WIDTH = 3, 8, 12  # 2 x 3 patches
+
+
+def _image(channels=3, height=HEIGHT, width=WIDTH):
+    return jax.random.normal(jax.random.key(4), (BATCH, height, width, channels), jnp.float32)
+
+
+def _shapes(vit, image, method=None):
+    """Parameters and output of `vit`, as shapes."""
+
+    def run(key, image):
+        variables = vit.init(key, image)
+        return variables["params"], vit.apply(variables, image, method=method)
+
+    return jax.eval_shape(run, jax.random.key(0), image)
+
+
+def _random_params(vit, image):
+    """Parameters of the right shapes, none of them special; an initialisation would cost a compilation."""
+    generator = np.random.default_rng(0)
+    params, _ = _shapes(vit, image)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), leaf.dtype), params)
+
+
+# ------------------------------------------------------------------------------------------------ reference numbers
+
+
+def _layer_norm(param, name):
+    return {"scale": param[f"{name}/scale"], "bias": param[f"{name}/bias"]}
+
+
+def _mlp(param, name):
+    return {
+        part: {leaf: param[f"{name}/MlpBlock_0/{dense}/{leaf}"] for leaf in ("kernel", "bias")}
+        for part, dense in (("up", "Dense_0"), ("down", "Dense_1"))
+    }
+
+
+def _joined(param, name, parts):
+    attention = f"{name}/MultiHeadDotProductAttention_0"
+    return {
+        "kernel": np.stack([param[f"{attention}/{part}/kernel"] for part in parts], axis=1),
+        "bias": np.stack([param[f"{attention}/{part}/bias"] for part in parts]),
+    }
+
+
+def _dense(param, name):
+    return {"kernel": param[f"{name}/kernel"], "bias": param[f"{name}/bias"]}
+
+
+def _from_big_vision(param, grid, depth):
+    """big_vision's parameters under our names."""
+    params = {
+        "patch_embedding": _dense(param, "embedding"),
+        "positions": param["pos_embedding"].reshape(*grid, -1),
+        "norm": _layer_norm(param, "Transformer/encoder_norm"),
+        "transformer": {},
+    }
+    for i in range(depth):
+        block = f"Transformer/encoderblock_{i}"
+        params["transformer"][f"block_{i}"] = {
+            "norm1": _layer_norm(param, f"{block}/LayerNorm_0"),
+            "attention": {
+                "qkv": _joined(param, block, ("query", "key", "value")),
+                "out": _dense(param, f"{block}/MultiHeadDotProductAttention_0/out"),
+            },
+            "norm2": _layer_norm(param, f"{block}/LayerNorm_1"),
+            "mlp": _mlp(param, block),
+        }
+    if "cls" in param:
+        params["class_token"] = param["cls"].reshape(-1)
+    if "MAPHead_0/probe" in param:
+        attention = "MAPHead_0/MultiHeadDotProductAttention_0"
+        params["pool"] = {
+            "probe": param["MAPHead_0/probe"][0],
+            "query": _dense(param, f"{attention}/query"),
+            "key_value": _joined(param, "MAPHead_0", ("key", "value")),
+            "out": _dense(param, f"{attention}/out"),
+            "norm": _layer_norm(param, "MAPHead_0/LayerNorm_0"),
+            "mlp": _mlp(param, "MAPHead_0"),
+        }
+    return jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("map", "attention"), ("tok", "class")])
+def test_tokens_pooled_and_logits_equal_big_vision(golden_directory, name, pooling):
+    with np.load(golden_directory / "models" / f"bigvision_vit_{name}.npz") as file:
+        golden = dict(file)
+    config = json.loads(str(golden["meta"]))["config"]
+    param = {name.removeprefix("param/"): a for name, a in golden.items() if name.startswith("param/")}
+    vit = MODELS["vit"](
+        variant=f"mu/{config['patch_size'][0]}",
+        width=config["width"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_dim=config["mlp_dim"],
+        positions="learned",
+        class_token=pooling == "class",
+        pooling=pooling,
+        activation="gelu_tanh",
+    )
+    image = jnp.asarray(golden["x_nhwc"])
+    params = _from_big_vision(param, golden["out/stem"].shape[1:3], config["depth"])
+    ours, _ = _shapes(vit, image)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, ours)  # not a leaf too many or too few
+    features = jax.jit(vit.apply)({"params": params}, image)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(features.tokens, golden["out/encoded"], **close)
+    np.testing.assert_allclose(features.pooled, golden["out/head_input"], **close)
+    logits = np.asarray(features.pooled) @ param["head/kernel"] + param["head/bias"]
+    np.testing.assert_allclose(logits, golden["out/logits"], **close)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("Ti", 5.7), ("S", 22.1), ("B", 86.6), ("L", 304.3)])
+def test_parameter_counts_are_the_published_ones(size, millions):
+    """With the 1000-class head, at 224 pixels (Touvron et al., 2020, Table 1; Steiner et al., 2021, Table 2)."""
+    params, features = _shapes(
+        MODELS["vit"](variant=f"{size}/16"), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    )
+    head = jax.eval_shape(lambda x: LinearHead(1000).init(jax.random.key(0), x, train=True), features.pooled)
+    assert (count_parameters(params) + count_parameters(head)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+# -------------------------------------------------------------------------------------------- interface of encoders
+
+
+@pytest.fixture(scope="module", params=list(CONFIGURATIONS))
+def run(request):
+    """One configuration in bfloat16, run once: its fields, features, attention, and each leaf's largest gradient."""
+    fields = CONFIGURATIONS[request.param]
+    vit = MODELS["vit"](**SIZES, **fields, dtype=jnp.bfloat16)
+    keys = jax.random.split(jax.random.key(8), BATCH)
+    image = _image()
+
+    @jax.jit
+    def compute(params):
+        def total(params):
+            features = vit.apply({"params": params}, image, keys=keys, train=True)
+            random = jax.random.normal(jax.random.key(1), (2, *features.tokens.shape), jnp.float32)
+            return jnp.sum(features.tokens * random[0]) + jnp.sum(features.pooled * random[1, :, 0]), features
+
+        grads, features = jax.grad(total, has_aux=True)(params)
+        attention = vit.apply({"params": params}, image, method="attention")
+        return features, attention, jax.tree.map(lambda a: jnp.max(jnp.abs(a)), grads)
+
+    return fields, *compute(_random_params(vit, image))
+
+
+def test_features_have_the_shapes_of_the_interface(run):
+    fields, features, _, _ = run
+    num_prefix = int(fields.get("class_token", True))
+    assert features.tokens.shape == (BATCH, num_prefix + 6, 16)
+    assert features.patch_tokens.shape == (BATCH, 6, 16)
+    assert features.pooled.shape == (BATCH, 16)
+    assert (features.grid, features.num_prefix_tokens) == ((2, 3), num_prefix)
+    assert [level.shape for level in features.levels] == [features.tokens.shape] * len(fields.get("levels", ()))
+
+
+def test_outputs_are_float32_under_bfloat16(run):
+    _, features, attention, _ = run
+    assert features.tokens.dtype == features.pooled.dtype == attention.dtype == jnp.float32
+
+
+def test_every_parameter_gets_a_gradient(run):
+    largest = named_leaves(run[-1])
+    assert [name for name, size in largest.items() if not (np.isfinite(size) and size > 0)] == []
+
+
+def test_attention_is_a_map_per_head_that_sums_to_at_most_one(run):
+    fields, _, attention, _ = run
+    assert attention.shape == (BATCH, 2, 2, 3)
+    total = np.sum(attention, axis=(2, 3))
+    assert (np.asarray(attention) > 0).all() and (total < 1.02).all()  # weights of bfloat16
+    if not fields.get("class_token", True):  # nothing else to attend to
+        np.testing.assert_allclose(total, np.ones((BATCH, 2)), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_kept_patches_alone_give_tokens(name):
+    vit = MODELS["vit"](**SIZES, **CONFIGURATIONS[name])
+    keep = jax.ShapeDtypeStruct((BATCH, 4), jnp.int32)
+
+    def run(key, image, keep):
+        return vit.init_with_output(key, image, keep=keep)[0]
+
+    features = jax.eval_shape(run, jax.random.key(0), _image(), keep)
+    assert features.tokens.shape == (BATCH, features.num_prefix_tokens + 4, 16)
+    assert features.grid == (2, 3)
+
+
+def test_parameters_are_float32_under_bfloat16():
+    params, _ = _shapes(MODELS["vit"](**SIZES, layer_scale=0.1, pooling="attention", dtype=jnp.bfloat16), _image())
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6, 13])
+def test_images_have_any_number_of_channels(channels):
+    params, features = _shapes(MODELS["vit"](**SIZES), _image(channels))
+    assert params["patch_embedding"]["kernel"].shape == (4, 4, channels, 16)
+    assert features.pooled.shape == (BATCH, 16)
+
+
+def test_a_patch_becomes_the_token_of_its_row_and_column():
+    vit = MODELS["vit"](**SIZES | {"depth": 1}, positions="sincos2d", class_token=False, pooling="mean")
+    image = _image()
+    params = _random_params(vit, image)
+    out = params["transformer"]["block_0"]["attention"]["out"]
+    out["kernel"] = jnp.zeros_like(out["kernel"])  # no token hears of another
+    run = jax.jit(lambda image: vit.apply({"params": params}, image).tokens)
+    difference = np.abs(run(image) - run(image.at[:, 4:8, 8:12].add(3.0)))
+    assert np.flatnonzero(difference.max(axis=(0, 2)) > 1e-3).tolist() == [5]  # row 1, column 2 of 2 x 3
+
+
+def test_hidden_patches_are_not_looked_at_and_visible_ones_keep_their_positions():
+    vit = MODELS["vit"](**SIZES)
+    image = _image()
+    params = _random_params(vit, image)
+    keep = jnp.array([[4, 0], [1, 5], [2, 3]])
+    run = jax.jit(lambda image, keep: vit.apply({"params": params}, image, keep=keep).tokens)
+    some = run(image, keep)
+    turned = run(image, keep[:, ::-1])
+    np.testing.assert_allclose(turned[:, 1:], some[:, 1:][:, ::-1], rtol=1e-4, atol=1e-5)
+    other = image.at[0, :4, 4:].add(3.0).at[0, 4:, :4].set(0.0).at[0, 4:, 8:].set(0.0)  # patches 1, 2, 3, 5
+    np.testing.assert_array_equal(run(other, keep)[0], some[0])
+    moved = run(image, jnp.array([[4, 1], [1, 5], [2, 3]]))
+    assert np.abs(moved[0] - some[0]).max() > 1e-2
+
+
+def test_drop_path_is_drawn_in_training_alone():
+    vit = MODELS["vit"](**SIZES, drop_path=0.9)
+    image = _image()
+    params = _random_params(vit, image)
+    keys = jax.random.split(jax.random.key(1), BATCH)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(keys, train):
+        return vit.apply({"params": params}, image, keys=keys, train=train).pooled
+
+    evaluation = run(keys, False)
+    np.testing.assert_array_equal(evaluation, run(None, False))
+    assert not np.allclose(run(keys, True), evaluation)
+
+
+def test_fixed_positions_serve_any_grid():
+    vit = MODELS["vit"](**SIZES, positions="sincos2d")
+    params, _ = _shapes(vit, _image())
+    features = jax.eval_shape(vit.apply, {"params": params}, _image(height=16, width=4))
+    assert features.grid == (4, 1)
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_learned_positions_refuse_another_grid_with_a_way_out():
+    vit = MODELS["vit"](**SIZES)
+    params, _ = _shapes(vit, _image())
+    with pytest.raises(UserError, match=r"grid of 2 x 3 patches; these images have 3 x 2\..*sincos2d"):
+        jax.eval_shape(vit.apply, {"params": params}, _image(height=12, width=8))
+
+
+def test_an_image_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="8 x 14 pixels does not divide into patches of 4"):
+        _shapes(MODELS["vit"](**SIZES), _image(width=14))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variant": "XS/4"}, "Unknown name 'XS' in variant"),
+        ({"variant": "S"}, "variant 'S' has no patch size; write SIZE/PATCH"),
+        ({"variant": "S/0"}, "has no patch size"),
+        ({"positions": "rotary"}, "positions learned or sincos2d .* found 'rotary'"),
+        ({"pooling": "max"}, "pooling class or mean or attention; found 'learned' and 'max'"),
+        ({"class_token": False}, 'pooling "class" needs class_token=True'),
+        ({"heads": 3}, "width of 16 does not divide into 3 heads"),
+    ],
+)
+def test_an_impossible_encoder_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        _shapes(MODELS["vit"](**SIZES | fields), _image())
