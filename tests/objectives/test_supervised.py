@@ -12,9 +12,7 @@ BATCH, CLASSES = 4, 5
 
 
 def _objective(drop_path=0.0, batch_norm=False, **fields):
-    encoder = MODELS["vit"](
-        variant="mu/4", width=16, depth=2, mlp_dim=24, positions="sincos2d", drop_path=drop_path
-    )
+    encoder = MODELS["vit"](variant="mu/4", width=16, depth=2, mlp_dim=24, positions="sincos2d", drop_path=drop_path)
     return supervised(
         encoder, MODELS["linear_head"](num_classes=CLASSES, init_std=0.5, batch_norm=batch_norm), **fields
     )
