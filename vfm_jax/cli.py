@@ -180,6 +180,7 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
     Raises:
         UserError: a path that the recipe does not have (naming the nearest), or a value of another type.
     """
+    from vfm_jax.core.durations import other_units
     from vfm_jax.core.errors import UserError
     from vfm_jax.experiment import complete
 
@@ -211,18 +212,10 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
                 del place[name]  # back to the default, as in a stage
             else:
                 place[name] = _thaw(value)
-                for twin in _other_units(field):  # total_steps=10 in place of the recipe's total_epochs=48
+                for twin in other_units(field):  # total_steps=10 in place of the recipe's total_epochs=48
                     if twin in known:
                         place[twin] = None
     return {name: _freeze(value) for name, value in full.items()}
-
-
-def _other_units(field: str) -> list[str]:
-    """The names of the same duration in other units."""
-    from vfm_jax.core.durations import UNITS
-
-    stem, _, unit = field.rpartition("_")
-    return [f"{stem}_{other}" for other in UNITS if other != unit] if unit in UNITS and stem else []
 
 
 def _thaw(value: Any) -> Any:

@@ -54,7 +54,7 @@ def test_layer_decay_and_weight_decay_are_those_of_mae_finetuning(golden_directo
 
 
 def test_layer_decay_knows_the_names_of_our_vit():
-    vit = ViT(width=8, depth=2, heads=2, mlp_dim=12, patch_size=4, positions="sincos2d", layer_scale=1e-5)
+    vit = ViT(variant="mu/4", width=8, depth=2, heads=2, mlp_dim=12, positions="sincos2d", layer_scale=1e-5)
     image = jax.ShapeDtypeStruct((1, 8, 12, 3), np.float32)
     params = {"encoder": jax.eval_shape(vit.init, jax.random.key(0), image)["params"]}
     scales = layer_scales(named_leaves(params), 0.5)

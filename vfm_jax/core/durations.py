@@ -49,6 +49,12 @@ class Clock:
         return max(1, round(steps)) if value > 0 else 0
 
 
+def other_units(field: str) -> list[str]:
+    """The names of the same duration in other units; none for a field that is no duration."""
+    stem, _, unit = field.rpartition("_")
+    return [f"{stem}_{other}" for other in UNITS if other != unit] if unit in UNITS and stem else []
+
+
 @overload
 def read_duration(fields: Mapping[str, Any], stem: str, clock: Clock, where: str, default: int) -> int: ...
 @overload

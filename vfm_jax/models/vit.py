@@ -98,6 +98,10 @@ class ViT(nn.Module):
             )
         if self.pooling == "class" and not self.class_token:
             raise UserError('pooling "class" needs class_token=True; without one choose "mean" or "attention".')
+        if self.norm_pooled and self.pooling != "mean":
+            raise UserError(
+                f'norm_pooled normalises the mean of the patches: it needs pooling="mean", not {self.pooling!r}.'
+            )
         width, depth, mlp_dim, heads = self.sizes
         self.patch_embedding = PatchEmbedding(width, self.patch_size, dtype=self.dtype)
         self.transformer = Transformer(

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vfm_jax.core.durations import other_units
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import check_used, first_match, map_named, named_leaves
 from vfm_jax.experiment import RUN_FIELDS
-
-_DURATIONS = ("total_steps", "total_epochs", "total_examples")
 
 
 class Stage(NamedTuple):
@@ -33,7 +32,8 @@ def read_stages(recipe: Mapping[str, Any]) -> list[Stage]:
 
     `recipe["stages"]` is a tuple of dicts; each has a `name`, may say with `carry` which parameters it takes over
     (default: all that it has), and otherwise overlays the fields of the recipe. A dict of another `name` replaces
-    the recipe's, one of the same name (or none) is merged into it, and None removes a field.
+    the recipe's, one of the same name (or none) is merged into it, None removes a field, and a duration in one unit
+    replaces the recipe's in another.
 
     Raises:
         UserError: a stage without a name, two of one name, or an unusable name.
@@ -49,8 +49,6 @@ def read_stages(recipe: Mapping[str, Any]) -> list[Stage]:
         if any(stage.name == name for stage in stages):
             raise UserError(f"config.stages has two stages called {name!r}; their checkpoints need different names.")
         carry = fields.pop("carry", (".*",))
-        if any(field in fields for field in _DURATIONS):  # a stage's own length replaces the recipe's in any unit
-            fields = dict.fromkeys(_DURATIONS) | fields
         merged = _overlay(base, fields)
         stages.append(Stage(name, (carry,) if isinstance(carry, str) else tuple(carry), merged))
     return stages
@@ -63,6 +61,8 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for field, value in changes.items():
+        for twin in other_units(field):
+            merged.pop(twin, None)
         if value is None:
             merged.pop(field, None)
         elif _is_same_thing(merged.get(field), value):
