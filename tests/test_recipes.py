@@ -281,18 +281,14 @@ def _shrunk(location, **changes):
     return recipe | {"total_steps": 2, "log_every_steps": 1} | changes
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    return tmp_path_factory.mktemp("pretrained") / "run"
-
-
 @pytest.mark.parametrize("location", BUILDABLE)
-def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, pretrained, location):
-    changes, workdir = {}, pretrained if location == MAE else tmp_path / "run"
-    if "start_from" in _recipe(location):
-        changes["start_from"] = str(pretrained)  # made by the first of these tests
-    summary = train(_shrunk(location, **changes), workdir)
+def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, location):
+    changes = {}
+    if _recipe(location)["start_from"]:
+        changes["start_from"] = str(tmp_path / "pretrained")
+        train(_shrunk(MAE), tmp_path / "pretrained")
+    summary = train(_shrunk(location, **changes), tmp_path / "run")
     assert summary["finished"]
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)

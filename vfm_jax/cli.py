@@ -124,11 +124,10 @@ def _nearest(word: str, known: Any, prefix: str = "") -> str:
 def _set_up_jax() -> None:
     """Keeps compiled programs from one run to the next, in the user's cache folder."""
     import jax
-    from absl import flags, logging
+    from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers and orbax read absl's flags
-    logging.set_verbosity(logging.ERROR)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "vfm_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -63,7 +64,10 @@ def _train(tmp_path, workdir, *, fatal=0, workers=0):
 
 
 def _state(workdir):
-    return restore_params(workdir / "checkpoints" / "train" / "10", ("step", "params", "opt_state"))[0]
+    """Parameters, and the checksum of every leaf of the state: step, parameters, moments."""
+    last = workdir / "checkpoints" / "train" / "10"
+    manifest = json.loads(json.loads((last / "manifest.json").read_text())["content"])
+    return restore_params(last).params, manifest["leaves"]
 
 
 def _losses(workdir):
@@ -81,8 +85,6 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_ends_as_one_never_stopped(unbroken, tmp_path, workers):
-    import jax
-
     workdir = tmp_path / "run"
     killed = _train(tmp_path, workdir, fatal=8, workers=workers)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -91,10 +93,12 @@ def test_a_killed_run_ends_as_one_never_stopped(unbroken, tmp_path, workers):
     assert "Resuming stage train at step 5." in resumed.stdout
     assert _losses(workdir) == _losses(unbroken)
     assert [step for step, *_ in _losses(workdir)] == list(range(1, 11))
-    expected, found = _state(unbroken), _state(workdir)
+    (expected, sums), (found, found_sums) = _state(unbroken), _state(workdir)
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert any(name.startswith("opt_state/") for name in sums)
+    assert found_sums == sums
 
 
 def test_a_finished_run_is_not_run_again(unbroken):
