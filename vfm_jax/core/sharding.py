@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vfm_jax.core.backend import target_backend
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import label_by_rules, map_named
 
@@ -110,7 +111,9 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_micro_batches: int = 1) ->
 def sharded_init(function: Callable[..., Any], rules: Rules, mesh: Mesh, *args: Any) -> Any:
     """Runs `function(*args)` so that each leaf is born on its own devices; no host ever holds the whole."""
     out = shardings(jax.eval_shape(function, *args), mesh, rules)
-    return jax.jit(function, out_shardings=out)(*args)
+    # Run once: the same numbers at half the compile time, which on a CPU is longer than the step's.
+    quick = {"xla_backend_optimization_level": 1} if target_backend() == "cpu" else None
+    return jax.jit(function, out_shardings=out, compiler_options=quick)(*args)
 
 
 def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
