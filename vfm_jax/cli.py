@@ -122,10 +122,15 @@ def _nearest(word: str, known: Any, prefix: str = "") -> str:
 
 
 def _set_up_jax() -> None:
-    """Keeps compiled programs from one run to the next, in the user's cache folder."""
+    """Keeps compiled programs from one run to the next, in the user's cache folder, and memory from step to step."""
     import jax
     from absl import flags
 
+    from vfm_jax.core.backend import only_cpu_installed
+    from vfm_jax.core.memory import keep_freed_memory
+
+    if only_cpu_installed():  # elsewhere a step's memory is the device's
+        keep_freed_memory()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers and orbax read absl's flags
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

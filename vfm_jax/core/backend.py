@@ -6,6 +6,9 @@ The forms are equal in value and differ in speed: what the CPU compiler likes co
 
 import contextlib
 import contextvars
+import importlib.metadata
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import jax
@@ -26,3 +29,10 @@ def compiling_for(backend: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def only_cpu_installed() -> bool:
+    """Whether JAX can find nothing but the CPU; told without starting its threads."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return True
+    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
