@@ -66,7 +66,7 @@ def _train(tmp_path, workdir, *, fatal=0, workers=0):
 def _state(workdir):
     """Parameters, and the checksum of every leaf of the state: step, parameters, moments."""
     last = workdir / "checkpoints" / "train" / "10"
-    manifest = json.loads(json.loads((last / "manifest.json").read_text())["content"])
+    manifest = json.loads((last / "manifest.json").read_text())["content"]
     return restore_params(last).params, manifest["leaves"]
 
 
