@@ -136,6 +136,14 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(trained, tmp_
     assert "48" in message
 
 
+def test_a_resume_with_another_batch_size_is_refused(trained):
+    workdir, _, _ = trained
+    before = {name: (workdir / name).read_bytes() for name in ("config.json", "summary.json", "metrics.jsonl")}
+    with pytest.raises(UserError, match="128 examples, 32 a step"):
+        train(_recipe(*NO_EVALS, ("total_steps", "6"), ("data.batch_size", "64")), workdir)
+    assert before == {name: (workdir / name).read_bytes() for name in before}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     recipe = _recipe(*NO_EVALS, ("schedule.base_lr", "1e30"), ("checkpoints", "{'every_steps': 1}"))
     with pytest.raises(TrainingError) as caught:

@@ -151,6 +151,12 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
         found = checkpoints.restore(_abstract(blank, key, layout))
         if found is not None:
             state, start = found[0], found[1]["step"]
+            if (seen := found[1]["examples_seen"]) != start * experiment.batch_size:
+                raise UserError(
+                    f"Stage {stage.name} stands at {seen:,} examples, {seen // start:,} a step; "
+                    f"config.data.batch_size is now {experiment.batch_size:,}: its data could not go on in order.\n"
+                    "Keep the batch size, or start from these weights in another --workdir with config.start_from."
+                )
             run.say(f"Resuming stage {stage.name} at step {start:,}.")
         else:
             start = 0
@@ -173,6 +179,7 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
             donate_argnums=0,
             out_shardings=(layout, replicated(experiment.mesh)),
         )
+        run.begin()
         names = list(named_leaves(state.params))
         with experiment.train_batches(start) as batches, run.watch(stage.name, experiment, start, names) as watch:
             step = start

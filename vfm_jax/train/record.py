@@ -80,15 +80,15 @@ class Run:
         self._wall_before = self.summary.get("wall_seconds", 0.0)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._write_json("config.json", self._recipe)
+            self._metrics = JsonLines(workdir / "metrics.jsonl") if self.is_first else None
         except OSError as error:
             raise UserError(
                 f"The workdir {workdir} cannot be written: {error.strerror}. Give another --workdir."
             ) from None
+        self._begun = False
         if before and before != self._recipe:
             self.say("The recipe differs from the one this workdir was begun with; going on with the new one.")
             self.summary.pop("evaluations", None)
-        self._metrics = JsonLines(workdir / "metrics.jsonl") if self.is_first else None
         self._others: list[MetricsWriter] = []
         for name in experiments[0].writers:
             lookup(WRITERS, name, "config.writers")
@@ -130,6 +130,12 @@ class Run:
         """Prints a line, from the first process alone."""
         if self.is_first:
             print(message, flush=True)
+
+    def begin(self) -> None:
+        """Puts the recipe on record, once its state is there: one that does not fit the workdir leaves no trace."""
+        if not self._begun:
+            self._begun = True
+            self._write_json("config.json", self._recipe)
 
     def meta(self, stage: str, experiment: Experiment, step: int) -> dict[str, Any]:
         """What a checkpoint holds beside the state. The position in the data is the number of examples seen."""
@@ -178,7 +184,8 @@ class Run:
         self.summary["finished"] = all(row["steps"] >= row["total_steps"] for row in rows)
         self.summary["stopped_by"] = "" if self.summary["finished"] else stopped_by
         self.summary["wall_seconds"] = round(self._wall_before + time.time() - self._started, 1)
-        self._write_json("summary.json", self.summary)
+        if self._begun:
+            self._write_json("summary.json", self.summary)
         for writer in (self._metrics, *self._others) if self._metrics else ():
             writer.close()
 
