@@ -13,6 +13,7 @@ import argparse
 import os
 import pathlib
 import sys
+import tempfile
 import types
 
 CORE = os.environ.get("BENCH_CORE")
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--mae")
     parser.add_argument("--flax-fast")
     parser.add_argument("--only", default="")
-    parser.add_argument("--logs", type=pathlib.Path, default=pathlib.Path("bench_logs"))
+    parser.add_argument("--logs", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir(), "vfm_jax_bench"))
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker.startswith("vfm_jax"):
