@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         drop_path: rate of the last block; it rises linearly from zero at the first.
         layer_scale: initial value of LayerScale; None for none.
         remat: "none" keeps all activations for the backward pass, "dots" the matrix products', "full" only each
-            block's input.
+            block's input. On the CPU it saves memory together with `scan` alone (its compiler undoes it in a loop).
     """
 
     width: int
