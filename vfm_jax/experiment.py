@@ -86,7 +86,6 @@ class Experiment:
     eval_batch_size: int
     num_micro_batches: int
     total_steps: int
-    clock: Clock
     evaluations: Mapping[str, Evaluation]
     baselines: Mapping[str, Mapping[str, Evaluator]]
     denormalize: Callable[[np.ndarray], np.ndarray]
@@ -266,7 +265,6 @@ def build_experiment(
         eval_batch_size=eval_batch_size,
         num_micro_batches=num_micro_batches,
         total_steps=steps,
-        clock=clock,
         evaluations=evaluations,
         baselines={name: _baseline_evaluators(name, evals) for name in baselines},
         denormalize=_denormalizer(eval_views),

@@ -69,9 +69,8 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
         print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
         return finished
     stages = read_stages(recipe)
-    experiments = [
-        from_recipe(stage.recipe, i) for i, stage in enumerate(stages)
-    ]  # every mistake shows before any work
+    # All of them first: every mistake shows before any work.
+    experiments = [from_recipe(stage.recipe, i) for i, stage in enumerate(stages)]
     run = Run(workdir, recipe, stages, experiments)
     with _Stop() as stop:
         try:
@@ -98,9 +97,9 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> tupl
             experiment = from_recipe(stage.recipe)
             if not experiment.evaluations:
                 raise UserError("The recipe has no config.evals: nothing to evaluate.")
-            blank, key, layout = _blank_state(experiment)
+            _, _, abstract = _blank_state(experiment)
             with Checkpoints(directory) as checkpoints:
-                found = checkpoints.restore(_abstract(blank, key, layout))
+                found = checkpoints.restore(abstract)
             if found is not None:
                 state, meta = found
                 return meta["step"], Judge(experiment).evaluate(state.variables, experiment.evaluations)
@@ -144,11 +143,11 @@ def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
 
 def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin: str, stop: _Stop) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
-    blank, key, layout = _blank_state(experiment)
+    blank, key, abstract = _blank_state(experiment)
     judge = Judge(experiment) if experiment.evaluations else None
 
     with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
-        found = checkpoints.restore(_abstract(blank, key, layout))
+        found = checkpoints.restore(abstract)
         if found is not None:
             state, start = found[0], found[1]["step"]
             if (seen := found[1]["examples_seen"]) != start * experiment.batch_size:
@@ -177,7 +176,7 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
                 schedule=experiment.schedule,
             ),
             donate_argnums=0,
-            out_shardings=(layout, replicated(experiment.mesh)),
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated(experiment.mesh)),
         )
         run.begin()
         names = list(named_leaves(state.params))
@@ -205,8 +204,8 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
     return state
 
 
-def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, Any]:
-    """The pure function that makes a fresh state, its key, and the sharding of every leaf."""
+def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, TrainState]:
+    """The pure function that makes a fresh state, its key, and the shape, dtype and sharding of every leaf."""
     with_ema = experiment.update_ema is not None
 
     def blank(key: jax.Array) -> TrainState:
@@ -215,15 +214,10 @@ def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainSta
         return init_state(experiment.objective, experiment.optimizer, batch, key, with_ema=with_ema)
 
     key = key_for(experiment.seed, 0, "init", experiment.stage)
-    return blank, key, shardings(jax.eval_shape(blank, key), experiment.mesh, experiment.rules)
-
-
-def _abstract(blank: Callable[[jax.Array], TrainState], key: jax.Array, layout: Any) -> TrainState:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(blank, key),
-        layout,
-    )
+    shapes = jax.eval_shape(blank, key)
+    layout = shardings(shapes, experiment.mesh, experiment.rules)
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
+    return blank, key, abstract
 
 
 def _due(experiment: Experiment, step: int, start: int) -> list[str]:
