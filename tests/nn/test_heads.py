@@ -1,13 +1,12 @@
-"""Heads: batch statistics against numpy, what has an offset, and how a classifier starts."""
+"""Heads: what has an offset, and how a classifier starts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vfm_jax.core.sharding import batch_sharding, make_mesh
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.nn.heads import BatchNorm, LinearHead, ProjectionHead
+from vfm_jax.nn.heads import LinearHead, ProjectionHead
 
 
 @pytest.fixture
@@ -19,39 +18,6 @@ def features(key):
 def _standardized(x, epsilon):
     x = np.asarray(x, np.float64)
     return (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + epsilon)
-
-
-def test_batch_statistics_are_of_the_whole_batch_on_any_number_of_devices(key, features):
-    norm = BatchNorm(epsilon=1e-3)
-    variables = norm.init(key, features, train=True)
-    split = jax.device_put(features, batch_sharding(make_mesh()))
-
-    @jax.jit
-    def run(x):
-        return norm.apply(variables, x, train=True, mutable=["batch_stats"])[0]
-
-    for x in (features, split):
-        np.testing.assert_allclose(run(x), _standardized(features, 1e-3), atol=1e-3)
-
-
-def test_running_averages_move_by_the_momentum_and_are_what_evaluation_uses(key, features):
-    norm = BatchNorm(momentum=0.8, epsilon=1e-3)
-    variables = norm.init(key, features, train=False)
-    _, moved = norm.apply(variables, features, train=True, mutable=["batch_stats"])
-    running = moved["batch_stats"]["norm"]
-    exact = np.asarray(features, np.float64)
-    np.testing.assert_allclose(running["mean"], 0.2 * exact.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(running["var"], 0.8 + 0.2 * exact.var(axis=0), rtol=1e-4)
-    y = norm.apply({"params": variables["params"], **moved}, features[:3], train=False)
-    expected = (exact[:3] - np.asarray(running["mean"])) / np.sqrt(np.asarray(running["var"]) + 1e-3)
-    np.testing.assert_allclose(y, expected, rtol=1e-4)
-
-
-def test_batch_norm_takes_its_statistics_in_float32_and_keeps_the_dtype(key, features):
-    x = features.astype(jnp.bfloat16)
-    y, _ = BatchNorm().init_with_output(key, x, train=True)
-    assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float64), _standardized(x, 1e-5), rtol=2**-8, atol=1e-2)
 
 
 def test_the_projector_has_an_offset_in_every_norm_but_the_last(key, features):

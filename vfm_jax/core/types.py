@@ -31,6 +31,7 @@ class Features(flax.struct.PyTreeNode):
         levels: intermediate outputs asked for by index, shallow to deep.
         grid: rows and columns of patches that the non-prefix tokens came from.
         num_prefix_tokens: how many leading tokens belong to no patch.
+        level_grids: rows and columns of each level; empty where they are all `grid` (and prefix tokens lead them).
     """
 
     tokens: Float[Array, "b n d"]
@@ -38,6 +39,7 @@ class Features(flax.struct.PyTreeNode):
     levels: tuple[Float[Array, "b n d"], ...] = ()
     grid: tuple[int, int] = flax.struct.field(pytree_node=False, default=(0, 0))
     num_prefix_tokens: int = flax.struct.field(pytree_node=False, default=0)
+    level_grids: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def patch_tokens(self) -> Float[Array, "b n d"]:

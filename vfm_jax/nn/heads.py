@@ -7,34 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vfm_jax.nn.layers import Dense, xavier_uniform
-
-
-class BatchNorm(nn.Module):
-    """Batch norm over all examples of the effective batch, statistics in float32.
-
-    Under `jit` a batch split over devices is one array, so these are the statistics of the whole ("global") batch.
-
-    Reference: Ioffe and Szegedy, 2015 (arXiv:1502.03167).
-    """
-
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    use_scale: bool = True
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b d"], *, train: bool) -> Float[Array, "b d"]:
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            use_scale=self.use_scale,
-            use_bias=self.use_bias,
-            dtype=jnp.float32,
-            use_fast_variance=False,  # E[x²] - E[x]² loses everything when the mean is large
-            name="norm",
-        )
-        return norm(x.astype(jnp.float32)).astype(x.dtype)
+from vfm_jax.nn.normalization import BatchNorm
 
 
 class ProjectionHead(nn.Module):
