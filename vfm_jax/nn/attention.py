@@ -5,21 +5,39 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vfm_jax.core.backend import target_backend
-from vfm_jax.nn.layers import Dense, Initializer, xavier_uniform
+from vfm_jax.nn.layers import NORMS, Dense, Initializer, xavier_uniform
+from vfm_jax.nn.positions import RelativeIndex, RelativePositions, Rotation, rotate
 
 
 def attend(
-    query: Float[Array, "b n heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    *,
+    mask: Bool[Array, "#b #heads #n k"] | None = None,
+    bias: Float[Array, "#b #heads n k"] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b n heads d"]:
-    """softmax(q k / √d) v, with the softmax in float32.
+    """softmax(q k / √d + bias) v, with the softmax in float32.
 
-    On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128); on the CPU
-    products over (b heads) n d, which its compiler runs fastest; elsewhere XLA's own form.
+    On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128, no bias); on
+    the CPU products over (b heads) n d, which its compiler runs fastest; elsewhere XLA's own form.
+
+    Args:
+        query: one row per token that looks.
+        key: one row per token that is looked at.
+        value: what is seen there.
+        mask: True where a query may look; each query needs one such key.
+        bias: added to the logits.
+        causal: a query looks at no key after its own place.
     """
     backend = target_backend()
+    if backend == "cpu" and (mask is not None or bias is not None or causal):
+        weights = attention_weights(query, key, mask=mask, bias=bias, causal=causal)
+        return jnp.einsum("bhnk,bkhd->bnhd", weights, value)
     if backend == "cpu":
         heads = query.shape[2]
         q, k, v = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key, value))
@@ -27,21 +45,33 @@ def attend(
         return rearrange(mixed, "(b heads) n d -> b n heads d", heads=heads)
     width = query.shape[-1]
     fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+    implementation = "cudnn" if fused and bias is None else "xla"
+    return jax.nn.dot_product_attention(
+        query, key, value, bias, mask, is_causal=causal, implementation=implementation
+    )
 
 
 def attention_weights(
-    query: Float[Array, "b n heads d"], key: Float[Array, "b k heads d"]
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b k heads d"],
+    *,
+    mask: Bool[Array, "#b #heads #n k"] | None = None,
+    bias: Float[Array, "#b #heads n k"] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b heads n k"]:
-    """softmax(q k / √d): how much each query attends to each key; rows sum to one."""
+    """The softmax of `attend`: how much each query attends to each key; rows sum to one."""
     q, k = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key))
-    return rearrange(_weights(q, k), "(b heads) n k -> b heads n k", heads=query.shape[2])
-
-
-def _weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    logits = (query * query.shape[-1] ** -0.5) @ jnp.swapaxes(key, 1, 2)
+    logits = (q * q.shape[-1] ** -0.5) @ jnp.swapaxes(k, 1, 2)
     # float32: in bfloat16 the sum over keys loses the small weights
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(query.dtype)
+    logits = rearrange(logits, "(b heads) n k -> b heads n k", heads=query.shape[2]).astype(jnp.float32)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    lowest = jnp.finfo(jnp.float32).min  # finite: a row with nothing to see stays a number
+    if mask is not None:
+        logits = jnp.where(mask, logits, lowest)
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool)[None, None], logits, lowest)
+    return jax.nn.softmax(logits, axis=-1).astype(query.dtype)
 
 
 def _mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -76,23 +106,91 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.2.2).
 
     Query, key and value are one kernel (d, 3, heads, head_dim): the heads are an axis that can be split over devices.
+
+    Attributes:
+        qkv_bias: queries, keys and values have an offset.
+        key_bias: that of the keys counts (False: BEiT, DINOv3; the leaf keeps its shape).
+        out_bias: the result has an offset.
+        qk_norm: queries and keys are normalised over each head's width (Dehghani et al., 2023, arXiv:2302.05442).
+        norm: name of that norm in `NORMS`.
+        relative: a table of relative positions is learned, one for each layer.
+        causal: a token looks at no later one.
     """
 
     width: int
     heads: int
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    qkv_bias: bool = True
+    key_bias: bool = True
+    out_bias: bool = True
+    qk_norm: bool = False
+    norm: str = "layer_norm"
+    norm_epsilon: float = 1e-6
+    relative: bool = False
+    causal: bool = False
 
     def setup(self) -> None:
-        head_dim = self.width // self.heads
-        self.qkv = Dense((3, self.heads, head_dim), kernel_init=self.kernel_init, dtype=self.dtype)
-        self.out = Dense(self.width, contract=2, kernel_init=self.kernel_init, dtype=self.dtype)
+        self.qkv = Dense(
+            (3, self.heads, self.width // self.heads),
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            use_bias=self.qkv_bias,
+            biased=None if self.key_bias else (True, False, True),
+        )
+        self.out = Dense(
+            self.width, contract=2, kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.out_bias
+        )
+        if self.qk_norm:
+            self.q_norm = NORMS[self.norm](self.norm_epsilon, self.dtype)
+            self.k_norm = NORMS[self.norm](self.norm_epsilon, self.dtype)
+        if self.relative:
+            self.relative_positions = RelativePositions(self.heads)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        qkv = self.qkv(x)  # b n 3 heads head_dim
-        return self.out(attend(*jnp.unstack(qkv, axis=2)))
+    def _query_key_value(self, x: jax.Array, rope: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        query, key, value = jnp.unstack(self.qkv(x), axis=2)  # of b n 3 heads head_dim
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rope is not None:
+            query, key = rotate(query, rope), rotate(key, rope)
+        return query, key, value
 
-    def weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b heads n n"]:
+    def _bias(self, bias: jax.Array | None, where: RelativeIndex | None) -> jax.Array | None:
+        if not self.relative or where is None:
+            return bias
+        own = self.relative_positions(where)
+        return own if bias is None else own + bias
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        *,
+        mask: Bool[Array, "#b #heads #n n"] | None = None,
+        bias: Float[Array, "#b #heads n n"] | None = None,
+        rope: Rotation | None = None,
+        where: RelativeIndex | None = None,
+    ) -> Float[Array, "b n d"]:
+        """What the tokens see of each other.
+
+        Args:
+            x: tokens.
+            mask: True where a token (third axis) may look at another (last axis).
+            bias: added to the logits.
+            rope: by which queries and keys are turned.
+            where: the tokens' places, for this layer's own relative positions.
+        """
+        query, key, value = self._query_key_value(x, rope)
+        return self.out(attend(query, key, value, mask=mask, bias=self._bias(bias, where), causal=self.causal))
+
+    def weights(
+        self,
+        x: Float[Array, "b n d"],
+        *,
+        mask: Bool[Array, "#b #heads #n n"] | None = None,
+        bias: Float[Array, "#b #heads n n"] | None = None,
+        rope: Rotation | None = None,
+        where: RelativeIndex | None = None,
+    ) -> Float[Array, "b heads n n"]:
         """How much each token (third axis) attends to each other (last axis); rows sum to one."""
-        qkv = self.qkv(x)
-        return attention_weights(qkv[:, :, 0], qkv[:, :, 1])
+        query, key, _ = self._query_key_value(x, rope)
+        return attention_weights(query, key, mask=mask, bias=self._bias(bias, where), causal=self.causal)

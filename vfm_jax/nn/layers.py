@@ -1,4 +1,4 @@
-"""Dense, layer norm, GELU, LayerScale, drop path: float32 where statistics are taken, `dtype` in products.
+"""Dense, norms, activations, LayerScale, drop path: float32 where statistics are taken, `dtype` in products.
 
 Where the backend matters, the form is chosen by `core.backend` (CPU: products over (b n) d, norm and GELU with
 their own backward pass; measured in scripts/bench/README.md).
@@ -28,12 +28,17 @@ class Dense(nn.Module):
         contract: how many trailing axes of x are summed over.
         kernel_init: of the kernel, given as a matrix (inputs, outputs).
         dtype: of the product; parameters are float32.
+        use_bias: whether there is a b.
+        biased: of the first axis of `features`, the parts whose bias counts: (True, False, True) leaves that of the
+            second part out of the sum, though it has its place in the leaf. None: all.
     """
 
     features: tuple[int, ...] | int
     contract: int = 1
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    biased: tuple[bool, ...] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -43,20 +48,29 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", lambda key: self.kernel_init(key, matrix, jnp.float32).reshape(*inputs, *features)
         )
-        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
-        return dense(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype), lead)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+            if self.biased is not None:
+                counts = np.reshape(self.biased, (-1,) + (1,) * (len(features) - 1))
+                bias = jnp.where(np.broadcast_to(counts, features), bias, 0.0)
+            bias = bias.astype(self.dtype)
+        return dense(x.astype(self.dtype), kernel.astype(self.dtype), bias, lead)
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, lead: tuple[int, ...]) -> jax.Array:
-    """x W + b with the trailing axes of x contracted, those after `lead`."""
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, lead: tuple[int, ...]) -> jax.Array:
+    """x W + b with the trailing axes of x contracted, those after `lead`; W begins with those axes."""
+    features = kernel.shape[x.ndim - len(lead) :]
     inputs = int(np.prod(x.shape[len(lead) :]))
-    kernel, bias, features = kernel.reshape(inputs, -1), bias.reshape(-1), bias.shape
+    kernel, bias = kernel.reshape(inputs, -1), None if bias is None else bias.reshape(-1)
     if target_backend() == "cpu":
         # One large matrix product: a 3-D one pulls the activation into itself and computes it twice.
         x = x.reshape(-1, inputs)
     else:
         x = x.reshape(*lead, inputs)
-    y = x @ kernel + jnp.broadcast_to(bias, (*x.shape[:-1], bias.shape[0]))
+    y = x @ kernel
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias, y.shape)
     return y.reshape(*lead, *features)
 
 
@@ -64,15 +78,19 @@ class LayerNorm(nn.Module):
     """Layer norm over the last axis, with statistics in float32 (two passes: mean, then centred variance).
 
     Reference: Ba et al., Layer Normalization, 2016 (arXiv:1607.06450).
+
+    Attributes:
+        scale_init: initial value of the learned factors.
     """
 
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    scale_init: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), (width,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         normalize = standardize_own_backward if target_backend() == "cpu" else _standardize
         y = normalize(x.astype(jnp.float32), self.epsilon)
@@ -107,6 +125,26 @@ def _standardize_backward(epsilon: float, kept: tuple[jax.Array, jax.Array], g: 
 
 
 standardize_own_backward.defvjp(_standardize_forward, _standardize_backward)
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, times a learned scale; in float32.
+
+    Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467), Eq. 4.
+    """
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * jnp.broadcast_to(scale, x.shape)).astype(self.dtype)
+
+
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
 
 _SQRT_HALF = float(np.sqrt(0.5))
@@ -144,7 +182,18 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": jax.nn.relu}
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x σ(1.702 x), GELU by a logistic function (OpenAI's CLIP); Sec. 2 of the same paper."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
 
 
 class LayerScale(nn.Module):

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from vfm_jax.nn.layers import Initializer, dense, xavier_uniform
+from vfm_jax.nn.resample import resample_patch_kernel
 
 
 def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -40,20 +41,33 @@ class PatchEmbedding(nn.Module):
 
     The kernel is stored as that convolution's, (rows, columns, channels, d), so that it can be resampled to another
     patch size. Patches are embedded one by one, so hidden ones need not be given at all.
+
+    Attributes:
+        patch_size: pixels along one side of the patches that are given.
+        kernel_size: of the kernel that is stored, where it is another: it is resampled to `patch_size` at every call
+            (FlexiViT: Beyer et al., 2022, arXiv:2212.08013).
+        use_bias: whether the map has an offset.
     """
 
     width: int
     patch_size: int
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    kernel_size: int | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
-        pixels = patches.shape[-1]
-        shape = (self.patch_size, self.patch_size, pixels // self.patch_size**2, self.width)
+        channels = patches.shape[-1] // self.patch_size**2
+        side = self.kernel_size or self.patch_size
+        shape = (side, side, channels, self.width)
         kernel = self.param(
-            "kernel", lambda key: self.kernel_init(key, (pixels, self.width), jnp.float32).reshape(shape)
+            "kernel",
+            lambda key: self.kernel_init(key, (side * side * channels, self.width), jnp.float32).reshape(shape),
         )
-        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
-        lead = patches.shape[:-1]
-        return dense(patches.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype), lead)
+        kernel = resample_patch_kernel(kernel, (self.patch_size, self.patch_size)).astype(self.dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32).astype(self.dtype)
+        patches = patches.astype(self.dtype)
+        return dense(patches, kernel.reshape(-1, self.width), bias, patches.shape[:-1])

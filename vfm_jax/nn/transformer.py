@@ -1,4 +1,4 @@
-"""A stack of pre-norm transformer blocks (Dosovitskiy et al., 2020, arXiv:2010.11929, Eq. 2 and 3)."""
+"""A stack of transformer blocks, pre-norm (Dosovitskiy et al., 2020, arXiv:2010.11929, Eq. 2 and 3) or post-norm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.nn.attention import SelfAttention
-from vfm_jax.nn.layers import ACTIVATIONS, Dense, Initializer, LayerNorm, LayerScale, drop_path, xavier_uniform
+from vfm_jax.nn.layers import ACTIVATIONS, NORMS, Dense, Initializer, LayerScale, drop_path, xavier_uniform
+from vfm_jax.nn.positions import RelativeIndex, Rotation
 
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -29,16 +30,47 @@ class Mlp(nn.Module):
     activation: str = "gelu"
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        hidden = Dense(self.hidden_dim, kernel_init=self.kernel_init, dtype=self.dtype, name="up")(x)
+        dense = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
+        hidden = Dense(self.hidden_dim, **dense, name="up")(x)
         hidden = ACTIVATIONS[self.activation](hidden)
-        return Dense(self.width, kernel_init=self.kernel_init, dtype=self.dtype, name="down")(hidden)
+        return Dense(self.width, **dense, name="down")(hidden)
+
+
+class GatedMlp(nn.Module):
+    """One dense layer gates another, then a third: activation(x G) * (x U), times D. SwiGLU with "silu".
+
+    Reference: Shazeer, GLU Variants Improve Transformer, 2020 (arXiv:2002.05202), Eq. 6.
+    """
+
+    width: int
+    hidden_dim: int
+    activation: str = "silu"
+    kernel_init: Initializer = xavier_uniform
+    dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dense = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
+        gate = ACTIVATIONS[self.activation](Dense(self.hidden_dim, **dense, name="gate")(x))
+        hidden = gate * Dense(self.hidden_dim, **dense, name="up")(x)
+        return Dense(self.width, **dense, name="down")(hidden)
+
+
+MLPS = {"mlp": Mlp, "swiglu": GatedMlp}
+NORM_ORDERS = ("pre", "post")
 
 
 class Block(nn.Module):
-    """Norm, attend, add; norm, mix channels, add."""
+    """Norm, attend, add; norm, mix channels, add. Or ("post") attend, add, norm; mix channels, add, norm.
+
+    The fields are those of `Transformer`; in the post-norm order the residual sum itself is normalised (Vaswani et al.,
+    2017, arXiv:1706.03762, Sec. 3.1).
+    """
 
     width: int
     heads: int
@@ -48,26 +80,65 @@ class Block(nn.Module):
     norm_epsilon: float = 1e-6
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    norm: str = "layer_norm"
+    norm_order: str = "pre"
+    mlp_kind: str = "mlp"
+    mlp_bias: bool = True
+    qkv_bias: bool = True
+    key_bias: bool = True
+    out_bias: bool = True
+    qk_norm: bool = False
+    relative: bool = False
+    causal: bool = False
 
     def setup(self) -> None:
-        self.norm1 = LayerNorm(self.norm_epsilon, self.dtype)
-        self.attention = SelfAttention(self.width, self.heads, self.kernel_init, self.dtype)
-        self.norm2 = LayerNorm(self.norm_epsilon, self.dtype)
-        self.mlp = Mlp(self.width, self.mlp_dim, self.activation, self.kernel_init, self.dtype)
+        norm = NORMS[self.norm]
+        self.norm1 = norm(self.norm_epsilon, self.dtype)
+        self.attention = SelfAttention(
+            self.width,
+            self.heads,
+            self.kernel_init,
+            self.dtype,
+            self.qkv_bias,
+            self.key_bias,
+            self.out_bias,
+            self.qk_norm,
+            self.norm,
+            self.norm_epsilon,
+            self.relative,
+            self.causal,
+        )
+        self.norm2 = norm(self.norm_epsilon, self.dtype)
+        self.mlp = MLPS[self.mlp_kind](
+            self.width, self.mlp_dim, self.activation, self.kernel_init, self.dtype, self.mlp_bias
+        )
         scaled = self.layer_scale is not None
         self.scale1 = LayerScale(self.layer_scale) if scaled else lambda x: x
         self.scale2 = LayerScale(self.layer_scale) if scaled else lambda x: x
 
     def __call__(
-        self, x: Float[Array, "b n d"], keys: jax.Array | None = None, drop_rate: float | jax.Array = 0.0
+        self,
+        x: Float[Array, "b n d"],
+        keys: jax.Array | None = None,
+        drop_rate: float | jax.Array = 0.0,
+        *,
+        mask: Bool[Array, "#b #heads #n n"] | None = None,
+        bias: Float[Array, "#b #heads n n"] | None = None,
+        rope: Rotation | None = None,
+        where: RelativeIndex | None = None,
     ) -> Float[Array, "b n d"]:
+        """The tokens after this block; `mask`, `bias`, `rope` and `where` as in `SelfAttention`."""
         keys1, keys2 = (None, None) if keys is None else _two_streams(keys)
-        x = x + drop_path(keys1, self.scale1(self.attention(self.norm1(x))), drop_rate)
+        told = dict(mask=mask, bias=bias, rope=rope, where=where)
+        if self.norm_order == "post":
+            x = self.norm1(x + drop_path(keys1, self.scale1(self.attention(x, **told)), drop_rate))
+            return self.norm2(x + drop_path(keys2, self.scale2(self.mlp(x)), drop_rate))
+        x = x + drop_path(keys1, self.scale1(self.attention(self.norm1(x), **told)), drop_rate)
         return x + drop_path(keys2, self.scale2(self.mlp(self.norm2(x))), drop_rate)
 
-    def attention_weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b heads n n"]:
+    def attention_weights(self, x: Float[Array, "b n d"], **told: Any) -> Float[Array, "b heads n n"]:
         """Of this block, for its input x."""
-        return self.attention.weights(self.norm1(x))
+        return self.attention.weights(x if self.norm_order == "post" else self.norm1(x), **told)
 
 
 def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,10 +153,18 @@ class Transformer(nn.Module):
     parameters inside the step, in the compute dtype: one more copy of them while it runs.
 
     Attributes:
-        drop_path: rate of the last block; it rises linearly from zero at the first.
+        mlp_dim: hidden width of the MLPs.
+        activation: name in `ACTIVATIONS`.
         layer_scale: initial value of LayerScale; None for none.
+        drop_path: rate of the last block; it rises linearly from zero at the first.
         remat: "none" keeps all activations for the backward pass, "dots" the matrix products', "full" only each
             block's input. On the CPU it saves memory together with `scan` alone (its compiler undoes it in a loop).
+        norm: "layer_norm" or "rms_norm".
+        norm_order: "pre" (before attention and MLP) or "post" (after their sums).
+        mlp_kind: "mlp" or "swiglu" (gated).
+        mlp_bias: the MLPs have offsets; and so `qkv_bias`, `key_bias`, `out_bias`, `qk_norm` as in `SelfAttention`.
+        relative: a table of relative positions in every block; calls then need `where`.
+        causal: a token looks at no later one.
     """
 
     width: int
@@ -100,11 +179,25 @@ class Transformer(nn.Module):
     remat: str = "none"
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
+    norm: str = "layer_norm"
+    norm_order: str = "pre"
+    mlp_kind: str = "mlp"
+    mlp_bias: bool = True
+    qkv_bias: bool = True
+    key_bias: bool = True
+    out_bias: bool = True
+    qk_norm: bool = False
+    relative: bool = False
+    causal: bool = False
 
     def setup(self) -> None:
         if self.width % self.heads:
             raise UserError(f"A width of {self.width} does not divide into {self.heads} heads.")
+        if self.norm_order not in NORM_ORDERS:
+            raise UserError(f"norm_order is {' or '.join(NORM_ORDERS)}; found {self.norm_order!r}.")
         lookup(ACTIVATIONS, self.activation, "activation")
+        lookup(NORMS, self.norm, "norm")
+        lookup(MLPS, self.mlp_kind, "mlp")
         self.block = Block(
             self.width,
             self.heads,
@@ -114,21 +207,40 @@ class Transformer(nn.Module):
             self.norm_epsilon,
             self.kernel_init,
             self.dtype,
+            self.norm,
+            self.norm_order,
+            self.mlp_kind,
+            self.mlp_bias,
+            self.qkv_bias,
+            self.key_bias,
+            self.out_bias,
+            self.qk_norm,
+            self.relative,
+            self.causal,
             parent=None,  # a pure function of the layer's parameters, which are this module's own
         )
+
+    def _layers(self, where: RelativeIndex | None) -> list[Any]:
         if self.is_initializing() and not self.has_variable("params", "block_0"):
             # All layers in one go: a trace and a compilation for one block, not for `depth`.
             sample = jnp.zeros((1, 1, self.width), self.dtype)
+            one = None if where is None else RelativeIndex(where.grid, jnp.zeros((1, 1, 1), jnp.int32))
             keys = jax.random.split(self.make_rng("params"), self.depth)
-            stacked = jax.vmap(lambda key: self.block.init(key, sample)["params"])(keys)
+            stacked = jax.vmap(lambda key: self.block.init(key, sample, where=one)["params"])(keys)
             for i in range(self.depth):
                 self.put_variable("params", f"block_{i}", jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-
-    def _layers(self) -> list[Any]:
         return [self.get_variable("params", f"block_{i}") for i in range(self.depth)]
 
     def __call__(
-        self, x: Float[Array, "b n d"], *, keys: jax.Array | None = None, levels: Sequence[int] = ()
+        self,
+        x: Float[Array, "b n d"],
+        *,
+        keys: jax.Array | None = None,
+        levels: Sequence[int] = (),
+        mask: Bool[Array, "#b #heads #n n"] | None = None,
+        bias: Float[Array, "#b #heads n n"] | None = None,
+        rope: Rotation | None = None,
+        where: RelativeIndex | None = None,
     ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
         """The last block's output, and those of the blocks named in `levels` (0 is the first, -1 the last).
 
@@ -136,14 +248,20 @@ class Transformer(nn.Module):
             x: tokens.
             keys: one per example, to draw which examples skip which block; None draws none (evaluation).
             levels: indices of blocks.
+            mask: True where a token (third axis) may look at another (last axis); None: everywhere.
+            bias: added to the logits of every block's attention.
+            rope: by which queries and keys are turned, in every block.
+            where: the tokens' places, for the blocks' own relative positions.
         """
+        layers = self._layers(where)
+        told = dict(mask=mask, bias=bias, rope=rope, where=where)
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
         keys = keys if self.drop_path > 0 else None
         wanted = [range(self.depth)[level] for level in levels]
 
         def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> jax.Array:
             own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)
-            return self.block.apply({"params": params}, x, own, rate)
+            return self.block.apply({"params": params}, x, own, rate, **told)
 
         if self.remat != "none":
             policy = lookup(REMAT_POLICIES, self.remat, "remat")
@@ -151,7 +269,7 @@ class Transformer(nn.Module):
 
         if not self.scan:
             outputs = []
-            for i, params in enumerate(self._layers()):
+            for i, params in enumerate(layers):
                 x = run(x, params, jnp.asarray(rates[i]), jnp.asarray(i))
                 outputs.append(x)
             return x, tuple(outputs[i] for i in wanted)
@@ -160,20 +278,21 @@ class Transformer(nn.Module):
             x = run(x, *layer)
             return x, x if wanted else None
 
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack([_cast_matrix(a, self.dtype) for a in leaves]), *self._layers()
-        )
+        def stack(path: tuple[Any, ...], *leaves: jax.Array) -> jax.Array:
+            return jnp.stack([self._as_used(path, leaf) for leaf in leaves])
+
+        stacked = jax.tree_util.tree_map_with_path(stack, *layers)
         x, outputs = jax.lax.scan(turn, x, (stacked, jnp.asarray(rates), jnp.arange(self.depth)))
         return x, tuple(outputs[i] for i in wanted)
 
-    def last_attention(self, x: Float[Array, "b n d"]) -> Float[Array, "b heads n n"]:
-        """Attention weights of the last block."""
-        *layers, last = self._layers()
+    def _as_used(self, path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        # Matrices are cast where they are used anyway, and stack at half the memory; norms, scales and the tables
+        # that are added to logits stay float32.
+        return leaf.astype(self.dtype) if leaf.ndim > 1 and path[-1].key != "table" else leaf
+
+    def last_attention(self, x: Float[Array, "b n d"], **told: Any) -> Float[Array, "b heads n n"]:
+        """Attention weights of the last block; `told` as in a call: mask, bias, rope, where."""
+        *layers, last = self._layers(told.get("where"))
         for params in layers:
-            x = self.block.apply({"params": params}, x)
-        return self.block.apply({"params": last}, x, method="attention_weights")
-
-
-def _cast_matrix(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
-    # Matrices are cast where they are used anyway, and stack at half the memory; norms and scales stay float32.
-    return leaf.astype(dtype) if leaf.ndim > 1 else leaf
+            x = self.block.apply({"params": params}, x, **told)
+        return self.block.apply({"params": last}, x, **told, method="attention_weights")
