@@ -276,13 +276,6 @@ def test_fixed_positions_serve_any_grid():
 # -------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_learned_positions_refuse_another_grid_with_a_way_out():
-    vit = MODELS["vit"](**SIZES)
-    params, _ = _shapes(vit, _image())
-    with pytest.raises(UserError, match=r"grid of 2 x 3 patches; these images have 3 x 2\..*sincos2d"):
-        jax.eval_shape(vit.apply, {"params": params}, _image(height=12, width=8))
-
-
 def test_an_image_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="8 x 14 pixels does not divide into patches of 4"):
         _shapes(MODELS["vit"](**SIZES), _image(width=14))
@@ -294,8 +287,19 @@ def test_an_image_that_does_not_divide_is_refused():
         ({"variant": "XS/4"}, "Unknown name 'XS' in variant"),
         ({"variant": "S"}, "variant 'S' has no patch size; write SIZE/PATCH"),
         ({"variant": "S/0"}, "has no patch size"),
-        ({"positions": "rotary"}, "positions learned or sincos2d .* found 'rotary'"),
-        ({"pooling": "max"}, "pooling class or mean or attention; found 'learned' and 'max'"),
+        ({"positions": "rotary"}, "positions is one of 'learned', 'sincos2d', .*; found 'rotary'"),
+        ({"pooling": "max"}, "pooling is one of 'class', 'mean', .*; found 'max'"),
+        ({"position_resampling": "cubic"}, "position_resampling is one of 'bicubic', .*; found 'cubic'"),
+        ({"relative_positions": "all"}, "relative_positions is one of 'none', 'block', 'shared'; found 'all'"),
+        ({"norm_input": "image"}, "norm_input is one of '', 'patches', 'tokens'; found 'image'"),
+        ({"norm": "batch_norm"}, "Unknown name 'batch_norm' in norm"),
+        ({"norm_order": "sandwich"}, "norm_order is pre or post; found 'sandwich'"),
+        ({"mlp": "glu"}, "Unknown name 'glu' in mlp"),
+        ({"norm_pooled": True, "pooling": "attention"}, "norm_pooled .* not 'attention'"),
+        ({"prefix_positions": 2}, "prefix_positions=2, of 1 prefix tokens"),
+        ({"positions": "rope", "rope_normalize": "sum"}, "rope_normalize is separate, max or min; found 'sum'"),
+        ({"positions": "rope", "rope_min_period": 1.0}, "go together; found one of them alone"),
+        ({"positions": "rope", "width": 12}, "width that is a multiple of 4; found 6"),
         ({"class_token": False}, 'pooling "class" needs class_token=True'),
         ({"heads": 3}, "width of 16 does not divide into 3 heads"),
     ],

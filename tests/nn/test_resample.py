@@ -76,7 +76,7 @@ def test_positions_of_a_grid_known_at_run_time_are_the_matrices():
         np.testing.assert_allclose(row[: h * w][:10], expected[:10], rtol=1e-5, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------- patch kernels
+# ------------------------------------------------------------------------------------------- patch kernels
 
 
 @pytest.mark.parametrize("rule", ["bilinear", "bicubic_antialias"])
@@ -122,7 +122,7 @@ def test_an_unknown_way_to_adapt_channels_is_refused():
         adapt_channels(np.zeros((2, 2, 3, 4), np.float32), 1, "sum")
 
 
-# --------------------------------------------------------------------------------------------------- relative positions
+# ------------------------------------------------------------------------------------------- relative positions
 
 
 def test_relative_positions_are_resized_over_their_distances_and_keep_the_class_tokens():

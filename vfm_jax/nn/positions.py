@@ -17,7 +17,7 @@ def places(grid: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
     return np.stack([axis.reshape(-1) for axis in np.indices(grid, dtype=np.float64)], axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------------- sine-cosine
+# ------------------------------------------------------------------------------------------- sine-cosine
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n d"]:
@@ -37,7 +37,7 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n d"]:
 def sincos_2d_bigvision(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n d"]:
     """The same with ω_k = 10000^(-k / (width/4 - 1)): the last frequency is 1/10000 itself.
 
-    Reference: Beyer et al., Better plain ViT baselines, 2022 (arXiv:2205.01580), and `posemb_sincos_2d` of big_vision.
+    Reference: Beyer et al., 2022 (arXiv:2205.01580), Sec. 2, and `posemb_sincos_2d` of big_vision.
 
     Raises:
         ValueError: the width is no multiple of four.
@@ -64,7 +64,7 @@ def sincos_at(place: np.ndarray | jax.Array, width: int, steps: float) -> np.nda
     return numpy.concatenate([numpy.sin(column), numpy.cos(column), numpy.sin(row), numpy.cos(row)], axis=-1)
 
 
-# --------------------------------------------------------------------------------------------------------------- rotary
+# ------------------------------------------------------------------------------------------- rotary
 
 
 class Rotation(NamedTuple):
@@ -169,7 +169,7 @@ def rotate(x: Float[Array, "b n heads d"], angles: Rotation) -> Float[Array, "b 
     return jnp.concatenate([x[:, :num_prefix], turned.astype(x.dtype)], axis=1)
 
 
-# ------------------------------------------------------------------------------------------------------------- relative
+# ------------------------------------------------------------------------------------------- relative
 
 
 class RelativeIndex(NamedTuple):

@@ -68,8 +68,8 @@ NORM_ORDERS = ("pre", "post")
 class Block(nn.Module):
     """Norm, attend, add; norm, mix channels, add. Or ("post") attend, add, norm; mix channels, add, norm.
 
-    The fields are those of `Transformer`; in the post-norm order the residual sum itself is normalised (Vaswani et al.,
-    2017, arXiv:1706.03762, Sec. 3.1).
+    The fields are those of `Transformer`; in the post-norm order the residual sum itself is normalised
+    (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.1).
     """
 
     width: int
