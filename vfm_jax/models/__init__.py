@@ -1,12 +1,22 @@
 """Networks by name: encoders, decoders and heads a recipe can ask for."""
 
+from vfm_jax.models.bit import BiT
+from vfm_jax.models.convnext import ConvNeXt
+from vfm_jax.models.mixer import Mixer
+from vfm_jax.models.resnet import ResNet
 from vfm_jax.models.swin import Swin
+from vfm_jax.models.vgg import VGG
 from vfm_jax.models.vit import ViT
 from vfm_jax.nn.decoders import MaskedDecoder
 from vfm_jax.nn.heads import LinearHead, ProjectionHead
 
 MODELS = {
+    "bit": BiT,
+    "convnext": ConvNeXt,
+    "mixer": Mixer,
+    "resnet": ResNet,
     "swin": Swin,
+    "vgg": VGG,
     "vit": ViT,
     "masked_decoder": MaskedDecoder,
     "projection_head": ProjectionHead,
