@@ -7,8 +7,8 @@ from vfm_jax.models.resnet import ResNet
 from vfm_jax.models.swin import Swin
 from vfm_jax.models.vgg import VGG
 from vfm_jax.models.vit import ViT
-from vfm_jax.nn.decoders import MaskedDecoder
-from vfm_jax.nn.heads import LinearHead, ProjectionHead
+from vfm_jax.nn.decoders import JepaPredictor, MaskedDecoder
+from vfm_jax.nn.heads import DinoHead, LinearHead, ProjectionHead
 
 MODELS = {
     "bit": BiT,
@@ -19,6 +19,8 @@ MODELS = {
     "vgg": VGG,
     "vit": ViT,
     "masked_decoder": MaskedDecoder,
+    "jepa_predictor": JepaPredictor,
+    "dino_head": DinoHead,
     "projection_head": ProjectionHead,
     "linear_head": LinearHead,
 }

@@ -1,4 +1,4 @@
-"""Heads on the pooled representation: projectors and classifiers."""
+"""Heads on a representation: projectors, prototypes and classifiers."""
 
 import flax.linen as nn
 import jax
@@ -6,19 +6,27 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vfm_jax.nn.layers import Dense, xavier_uniform
+from vfm_jax.core.errors import UserError
+from vfm_jax.nn.layers import Dense, LayerNorm, gelu, xavier_uniform
 from vfm_jax.nn.normalization import BatchNorm
+
+LAST_NORMS = ("scale", "plain", "none")
 
 
 class ProjectionHead(nn.Module):
-    """SimCLR's projector: dense layers with batch norm and ReLU between; the last has batch norm without offset.
+    """Dense layers without offset, with batch norm and ReLU between: SimCLR's projector, MoCo v3's two heads.
 
-    Reference: Chen et al., 2020 (arXiv:2002.05709), Sec. 2.1 and 4.2, and `ProjectionHead` of their code.
+    Reference: Chen et al., 2020 (arXiv:2002.05709), Sec. 2.1 and 4.2, and `ProjectionHead` of their code. MoCo v3
+    (Chen et al., 2021, arXiv:2104.02057, Sec. 4.3): hidden_dim=4096, out_dim=256, last_norm="plain", num_layers=3 for
+    the projector and 2 for the predictor.
 
     Attributes:
         hidden_dim: width of the hidden layers; None for the input's.
         out_dim: width of the result.
-        num_layers: dense layers, the last included (2 in the paper, 3 in version 2).
+        num_layers: dense layers, the last included (SimCLR: 2 in the paper, 3 in version 2).
+        last_norm: batch norm of the result: with a factor and no offset ("scale", SimCLR), with neither ("plain",
+            MoCo v3), or "none".
+        unbiased: the running variance is a sample's, as PyTorch keeps it.
     """
 
     hidden_dim: int | None = None
@@ -26,21 +34,93 @@ class ProjectionHead(nn.Module):
     num_layers: int = 2
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
+    last_norm: str = "scale"
+    unbiased: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"], *, train: bool) -> Float[Array, "b m"]:
+        if self.last_norm not in LAST_NORMS:
+            raise UserError(f"last_norm is {', '.join(LAST_NORMS)}; found {self.last_norm!r}.")
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             width = self.out_dim if last else (self.hidden_dim or x.shape[-1])
             kernel = self.param(f"kernel_{layer}", xavier_uniform, (x.shape[-1], width), jnp.float32)
             x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+            if last and self.last_norm == "none":
+                break
             norm = BatchNorm(
-                self.batch_norm_momentum, self.batch_norm_epsilon, use_bias=not last, name=f"norm_{layer}"
+                self.batch_norm_momentum,
+                self.batch_norm_epsilon,
+                use_scale=not last or self.last_norm == "scale",
+                use_bias=not last,
+                unbiased=self.unbiased,
+                name=f"norm_{layer}",
             )
             x = norm(x, train=train)
             x = x if last else jax.nn.relu(x)
         return x.astype(jnp.float32)
+
+
+class DinoHead(nn.Module):
+    """Similarities to prototypes: an MLP to a narrow unit vector, then unit directions, each times its own scale.
+
+    The heads of DINO, iBOT and DINOv2 (Caron et al., 2021, arXiv:2104.14294, Sec. 3.1 and App. C).
+
+    Attributes:
+        out_dim: number of prototypes.
+        hidden_dim: width of the MLP's hidden layers.
+        bottleneck_dim: width of the unit vector.
+        num_layers: dense layers up to it.
+        learned_scale: the prototypes' scales are learned; else they are 1 (the authors' `norm_last_layer`).
+    """
+
+    out_dim: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_layers: int = 3
+    learned_scale: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        widths = [self.hidden_dim] * (self.num_layers - 1) + [self.bottleneck_dim]
+        init = nn.initializers.normal(0.02)
+        self.layer = [Dense(width, kernel_init=init, dtype=self.dtype) for width in widths]
+        self.prototypes = Prototypes(self.out_dim, self.learned_scale, self.dtype)
+
+    def bottleneck(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        """The unit vector, in float32."""
+        for layer in self.layer[:-1]:
+            x = gelu(layer(x))
+        x = self.layer[-1](x).astype(jnp.float32)
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b m"]:
+        del train  # nothing differs
+        return self.prototypes(self.bottleneck(x))
+
+
+class Prototypes(nn.Module):
+    """x · g w/‖w‖: a linear layer whose outputs' weights have a direction and a length of their own.
+
+    Reference: Salimans and Kingma, Weight Normalization, 2016 (arXiv:1602.07868), Eq. 2.
+    """
+
+    num_prototypes: int
+    learned_scale: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", init, (x.shape[-1], self.num_prototypes), jnp.float32)
+        length = jnp.linalg.norm(kernel, axis=0)
+        if self.learned_scale:
+            scale = self.param("scale", nn.initializers.ones, (self.num_prototypes,), jnp.float32)
+        else:
+            scale = jnp.ones_like(length)
+        kernel = kernel * (scale / length)[None]
+        return (x.astype(self.dtype) @ kernel.astype(self.dtype)).astype(jnp.float32)
 
 
 class LinearHead(nn.Module):
@@ -52,16 +132,27 @@ class LinearHead(nn.Module):
             `trunc_normal_`, at -2 and 2, lies a hundred deviations away; Flax's, at two deviations, takes 12 %.)
         batch_norm: standardise the representation first, by batch statistics and without learned factors (MAE's
             linear probe: He et al., 2021, arXiv:2111.06377, App. A.1).
+        layer_norm: normalise the representation first, with learned factors.
+        norm_epsilon: of the layer norm.
+        use_bias: the logits have an offset.
     """
 
     num_classes: int
     init_std: float = 0.01
     batch_norm: bool = False
+    layer_norm: bool = False
+    norm_epsilon: float = 1e-5
+    use_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b d"], *, train: bool) -> Float[Array, "b m"]:
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool) -> Float[Array, "*b m"]:
+        if self.batch_norm and self.layer_norm:
+            raise UserError("A linear head has batch_norm or layer_norm, not both.")
+        if self.layer_norm:
+            x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x)
         if self.batch_norm:
             x = BatchNorm(epsilon=1e-6, use_scale=False, use_bias=False, name="norm")(x, train=train)
         init = nn.initializers.normal(self.init_std) if self.init_std > 0 else nn.initializers.zeros
-        return Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        logits = Dense(self.num_classes, kernel_init=init, dtype=self.dtype, use_bias=self.use_bias, name="logits")
+        return logits(x).astype(jnp.float32)
