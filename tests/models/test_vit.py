@@ -1,4 +1,4 @@
-"""The ViT against big_vision's, and every configuration against the interface of encoders."""
+"""The ViT against its descendants' own code, and every configuration against the interface of encoders."""
 
 import functools
 import json
@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import count_parameters, named_leaves
@@ -77,7 +80,6 @@ def _from_big_vision(param, grid, depth):
     """big_vision's parameters under our names."""
     params = {
         "patch_embedding": _dense(param, "embedding"),
-        "positions": param["pos_embedding"].reshape(*grid, -1),
         "norm": _layer_norm(param, "Transformer/encoder_norm"),
         "transformer": {},
     }
@@ -92,6 +94,10 @@ def _from_big_vision(param, grid, depth):
             "norm2": _layer_norm(param, f"{block}/LayerNorm_1"),
             "mlp": _mlp(param, block),
         }
+    if "pos_embedding" in param:
+        params["positions"] = param["pos_embedding"].reshape(*grid, -1)
+    if "pre_logits/kernel" in param:
+        params["representation"] = _dense(param, "pre_logits")
     if "cls" in param:
         params["class_token"] = param["cls"].reshape(-1)
     if "MAPHead_0/probe" in param:
@@ -107,7 +113,7 @@ def _from_big_vision(param, grid, depth):
     return jax.tree.map(jnp.asarray, params)
 
 
-@pytest.mark.parametrize(("name", "pooling"), [("map", "attention"), ("tok", "class")])
+@pytest.mark.parametrize(("name", "pooling"), [("map", "attention"), ("tok", "class"), ("gap", "mean")])
 def test_tokens_pooled_and_logits_equal_big_vision(golden_directory, name, pooling):
     with np.load(golden_directory / "models" / f"bigvision_vit_{name}.npz") as file:
         golden = dict(file)
@@ -118,10 +124,11 @@ def test_tokens_pooled_and_logits_equal_big_vision(golden_directory, name, pooli
         width=config["width"],
         depth=config["depth"],
         heads=config["num_heads"],
-        mlp_dim=config["mlp_dim"],
-        positions="learned",
+        mlp_dim=config.get("mlp_dim", 4 * config["width"]),
+        positions={"learn": "learned", "sincos2d": "sincos2d_bigvision"}[config["posemb"]],
         class_token=pooling == "class",
         pooling=pooling,
+        representation=config["width"] if config.get("rep_size") else None,
         activation="gelu_tanh",
     )
     image = jnp.asarray(golden["x_nhwc"])
@@ -131,9 +138,238 @@ def test_tokens_pooled_and_logits_equal_big_vision(golden_directory, name, pooli
     features = jax.jit(vit.apply)({"params": params}, image)
     close = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(features.tokens, golden["out/encoded"], **close)
-    np.testing.assert_allclose(features.pooled, golden["out/head_input"], **close)
+    embedded = vit.apply({"params": params}, image, method="embed")
+    np.testing.assert_allclose(embedded[:, features.num_prefix_tokens :], golden["out/with_posemb"], **close)
+    np.testing.assert_allclose(features.pooled, golden["out/pre_logits"], **close)
     logits = np.asarray(features.pooled) @ param["head/kernel"] + param["head/bias"]
     np.testing.assert_allclose(logits, golden["out/logits"], **close)
+
+
+NAMES = {  # of torch's ViTs -> ours, and how their axes become ours
+    "patch_embed.proj.weight": ("patch_embedding/kernel", "d c h w -> h w c d"),
+    "patch_embed.proj.bias": ("patch_embedding/bias", "d -> d"),
+    "cls_token": ("class_token", "1 1 d -> d"),
+    "register_tokens": ("registers", "1 n d -> n d"),
+    "storage_tokens": ("registers", "1 n d -> n d"),
+    "mask_token": ("mask_token", "1 d -> d"),
+    "norm.weight": ("norm/scale", "d -> d"),
+    "norm.bias": ("norm/bias", "d -> d"),
+}
+BLOCK_NAMES = {
+    "norm1.weight": ("norm1/scale", "d -> d"),
+    "norm1.bias": ("norm1/bias", "d -> d"),
+    "attn.qkv.weight": ("attention/qkv/kernel", "(three heads e) d -> d three heads e"),
+    "attn.qkv.bias": ("attention/qkv/bias", "(three heads e) -> three heads e"),
+    "attn.proj.weight": ("attention/out/kernel", "d (heads e) -> heads e d"),
+    "attn.proj.bias": ("attention/out/bias", "d -> d"),
+    "ls1.gamma": ("scale1/gamma", "d -> d"),
+    "norm2.weight": ("norm2/scale", "d -> d"),
+    "norm2.bias": ("norm2/bias", "d -> d"),
+    "mlp.fc1.weight": ("mlp/up/kernel", "o i -> i o"),
+    "mlp.fc1.bias": ("mlp/up/bias", "d -> d"),
+    "mlp.fc2.weight": ("mlp/down/kernel", "o i -> i o"),
+    "mlp.fc2.bias": ("mlp/down/bias", "d -> d"),
+    "mlp.gate.weight": ("mlp/gate/kernel", "o i -> i o"),
+    "mlp.gate.bias": ("mlp/gate/bias", "d -> d"),
+    "ls2.gamma": ("scale2/gamma", "d -> d"),
+}
+
+
+def _from_torch(param, heads, names=NAMES, block_names=BLOCK_NAMES, block="blocks"):
+    """Parameters of a torch ViT under our names; the class token's position is the first row of `pos_embed`."""
+    leaves = {}
+    for name, tensor in param.items():
+        if name == "pos_embed":
+            side = round((tensor.shape[1] - 1) ** 0.5)
+            leaves["prefix_positions"] = tensor[0, :1]
+            leaves["positions"] = tensor[0, 1:].reshape(side, side, -1)
+            continue
+        ours, pattern = names.get(name, (None, None))
+        if name.startswith(f"{block}."):
+            _, layer, rest = name.split(".", 2)
+            ours, pattern = block_names[rest]
+            ours = f"transformer/block_{layer}/{ours}"
+        sizes = {axis: size for axis, size in (("heads", heads), ("three", 3)) if axis in pattern}
+        leaves[ours] = jnp.asarray(rearrange(tensor, pattern, **sizes))
+    return unflatten_dict(leaves, sep="/")
+
+
+def _with_gate_apart(param):
+    """DINOv2 keeps gate and value of SwiGLU in one tensor."""
+    for name in [name for name in param if ".mlp.w12." in name]:
+        for part, tensor in zip(("gate", "fc1"), np.split(param.pop(name), 2), strict=True):
+            param[name.replace("w12", part)] = tensor
+    return {name.replace(".mlp.w3.", ".mlp.fc2."): tensor for name, tensor in param.items()}
+
+
+ORIGINALS = {  # fields that the shapes do not tell
+    "orig_dino": dict(position_resampling="bicubic_offset", norm_levels=True, levels=(-2, -1)),
+    "orig_dinov2_reg_interp": dict(
+        registers=4, mask_token=True, layer_scale=1.0, norm_levels=True, levels=(-2, -1), prefix_positions=1
+    ),
+    "orig_dinov2_swiglu": dict(
+        position_resampling="bicubic_offset",
+        mask_token=True,
+        layer_scale=1.0,
+        norm_levels=True,
+        levels=(-2, -1),
+        mlp="swiglu",
+        activation="silu",
+    ),
+    "orig_dinov3": dict(
+        positions="rope",
+        registers=4,
+        mask_token=True,
+        layer_scale=1.0,
+        key_bias=False,
+        norm_epsilon=1e-5,
+        prefix_positions=0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_the_originals_of_dino_are_equalled_layer_by_layer(golden_directory, request, name):
+    path = golden_directory / "models" / f"{name}.npz"
+    if not path.is_file():  # one is too large to be kept here
+        path = request.getfixturevalue("shared") / "golden" / "models" / f"{name}.npz"
+    with np.load(path) as file:
+        golden = dict(file)
+    config = json.loads(str(golden["meta"]))["config"]
+    param = {name.removeprefix("param/"): a for name, a in golden.items() if name.startswith("param/")}
+    not_learned = ("bias_mask", "rope_embed.periods")
+    param = _with_gate_apart({name: a for name, a in param.items() if not name.endswith(not_learned)})
+    params = jax.tree.map(jnp.asarray, _from_torch(param, config["num_heads"]))
+    fields = dict(
+        variant=f"mu/{config['patch_size']}",
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_dim=params["transformer"]["block_0"]["mlp"]["up"]["kernel"].shape[1],
+        prefix_positions=1,
+    )
+    vit = MODELS["vit"](**fields | ORIGINALS[name])
+    image = jnp.asarray(golden["x_nchw"].transpose(0, 2, 3, 1))
+    first = jnp.zeros((1, config["patch_size"] * 3, config["patch_size"] * 3, 3), jnp.float32)
+    shapes = jax.tree.map(jnp.shape, _shapes(vit, first)[0])
+    if "positions" in params:
+        shapes["positions"] = params["positions"].shape  # for the size that it was trained at
+    assert shapes == jax.tree.map(jnp.shape, params)  # not a leaf too many or too few
+
+    run = jax.jit(lambda image, masked: vit.apply({"params": params}, image, masked=masked))
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    prefix = 1 + vit.registers
+    for masked in ("", "masked_") if "mask" in golden else ("",):
+        features = run(image, jnp.asarray(golden["mask"]) if masked else None)
+        if name == "orig_dino":
+            np.testing.assert_allclose(features.pooled, golden["y"], **close)
+            for i, level in enumerate(features.levels):
+                np.testing.assert_allclose(level, golden[f"intermediate_{i}"], **close)
+            continue
+        np.testing.assert_allclose(features.pooled, golden[f"{masked}x_norm_clstoken"], **close)
+        np.testing.assert_allclose(features.patch_tokens, golden[f"{masked}x_norm_patchtokens"], **close)
+        for registers in ("x_norm_regtokens", "x_storage_tokens"):
+            if masked + registers in golden:
+                np.testing.assert_allclose(features.tokens[:, 1:prefix], golden[masked + registers], **close)
+        for i, level in enumerate(() if masked else features.levels):
+            np.testing.assert_allclose(level[:, 0], golden[f"intermediate_{i}_cls"], **close)
+            np.testing.assert_allclose(level[:, prefix:], golden[f"intermediate_{i}_patch"], **close)
+    if "x_prenorm" in golden:
+        raw = MODELS["vit"](**fields | ORIGINALS[name] | dict(levels=(-1,), norm_levels=False))
+        level = jax.jit(lambda image: raw.apply({"params": params}, image).levels[0])(image)
+        np.testing.assert_allclose(level, golden["x_prenorm"], **close)
+    if "last_attention" in golden:
+        weights = jax.jit(lambda image: vit.apply({"params": params}, image, method="attention"))(image)
+        expected = golden["last_attention"][:, :, 0, prefix:]
+        np.testing.assert_allclose(weights.reshape(expected.shape), expected, **close)
+
+
+def test_images_of_different_shapes_in_one_batch_equal_siglip2(golden_directory):
+    folder = golden_directory / "models" / "hf_siglip2_naflex"
+    config = json.loads((folder / "config.json").read_text())["vision_config"]
+    heads = config["num_attention_heads"]
+    param = {
+        name.removeprefix("vision_model."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if name.startswith("vision_model.")
+    }
+    with np.load(folder / "io.npz") as file:
+        golden = dict(file)
+    split = "(heads e) d -> d heads e"
+
+    def joined(name, parts):
+        kernels = [rearrange(param.pop(f"{name}.{part}.weight"), split, heads=heads) for part in parts]
+        biases = [rearrange(param.pop(f"{name}.{part}.bias"), "(heads e) -> heads e", heads=heads) for part in parts]
+        return {"kernel": np.stack(kernels, axis=1), "bias": np.stack(biases)}
+
+    def norm(name):
+        return {"scale": param.pop(f"{name}.weight"), "bias": param.pop(f"{name}.bias")}
+
+    def dense(name):
+        return {"kernel": param.pop(f"{name}.weight").T, "bias": param.pop(f"{name}.bias")}
+
+    def out(name):
+        kernel = rearrange(param.pop(f"{name}.weight"), "d (heads e) -> heads e d", heads=heads)
+        return {"kernel": kernel, "bias": param.pop(f"{name}.bias")}
+
+    for leaf in ("weight", "bias"):  # torch's attention keeps query, key and value in one
+        parts = np.split(param.pop(f"head.attention.in_proj_{leaf}"), 3)
+        param |= {f"head.attention.{part}.{leaf}": tensor for part, tensor in zip("qkv", parts, strict=True)}
+    query = joined("head.attention", "q")
+    patch = config["patch_size"]
+    kernel, side = param.pop("embeddings.patch_embedding.weight"), round(config["num_patches"] ** 0.5)
+    params = {
+        "patch_embedding": {
+            "kernel": kernel.T.reshape(patch, patch, -1, config["hidden_size"]),
+            "bias": param.pop("embeddings.patch_embedding.bias"),
+        },
+        "positions": param.pop("embeddings.position_embedding.weight").reshape(side, side, -1),
+        "transformer": {
+            f"block_{i}": {
+                "norm1": norm(f"encoder.layers.{i}.layer_norm1"),
+                "attention": {
+                    "qkv": joined(f"encoder.layers.{i}.self_attn", ("q_proj", "k_proj", "v_proj")),
+                    "out": out(f"encoder.layers.{i}.self_attn.out_proj"),
+                },
+                "norm2": norm(f"encoder.layers.{i}.layer_norm2"),
+                "mlp": {
+                    "up": dense(f"encoder.layers.{i}.mlp.fc1"),
+                    "down": dense(f"encoder.layers.{i}.mlp.fc2"),
+                },
+            }
+            for i in range(config["num_hidden_layers"])
+        },
+        "norm": norm("post_layernorm"),
+        "pool": {
+            "probe": param.pop("head.probe")[0],
+            "query": {"kernel": query["kernel"][:, 0], "bias": query["bias"][0]},
+            "key_value": joined("head.attention", "kv"),
+            "out": out("head.attention.out_proj"),
+            "norm": norm("head.layernorm"),
+            "mlp": {"up": dense("head.mlp.fc1"), "down": dense("head.mlp.fc2")},
+        },
+    }
+    assert param == {}
+    params = jax.tree.map(jnp.asarray, params)
+    vit = MODELS["vit"](
+        variant=f"mu/{patch}",
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=heads,
+        mlp_dim=config["intermediate_size"],
+        class_token=False,
+        pooling="attention",
+        activation="gelu_tanh",
+    )
+    patches, shapes = jnp.asarray(golden["pixel_values"]), jnp.asarray(golden["spatial_shapes"], jnp.int32)
+    valid = golden["pixel_attention_mask"].astype(bool)
+    run = jax.jit(lambda patches: vit.apply({"params": params}, patches, shapes, jnp.asarray(valid), method="packed"))
+    features = run(patches)
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    np.testing.assert_allclose(features.tokens[valid], golden["vision_last_hidden_state"][valid], **close)
+    np.testing.assert_allclose(features.pooled, golden["vision_pooler"], **close)
+    noise = jnp.where(jnp.asarray(valid)[:, :, None], patches, 7.0)
+    np.testing.assert_allclose(run(noise).pooled, features.pooled, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("Ti", 5.7), ("S", 22.1), ("B", 86.6), ("L", 304.3)])

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.backend import compiling_for
-from vfm_jax.nn.layers import ACTIVATIONS, Dense, LayerNorm, LayerScale, drop_path, standardize_own_backward
+from vfm_jax.nn.layers import (
+    ACTIVATIONS,
+    Dense,
+    LayerNorm,
+    LayerScale,
+    RMSNorm,
+    drop_path,
+    standardize_own_backward,
+)
 
 
 def _on_both_backends(function, *args):
@@ -64,6 +72,27 @@ def test_dense_draws_its_kernel_as_a_matrix(key):
     assert 0.99 * bound < np.abs(kernel).max() <= bound
 
 
+def test_a_part_of_the_bias_can_be_left_out_and_hears_nothing(key):
+    layer = Dense((3, 2), kernel_init=jax.nn.initializers.normal(1.0), biased=(True, False, True))
+    x = jax.random.normal(key, (4, 5), jnp.float32)
+    params = {"kernel": jnp.zeros((5, 3, 2)), "bias": jnp.arange(6.0).reshape(3, 2) + 1}
+    value, pull = jax.vjp(lambda params: layer.apply({"params": params}, x), params)
+    np.testing.assert_array_equal(value[0], [[1, 2], [0, 0], [5, 6]])
+    np.testing.assert_array_equal(pull(jnp.ones_like(value))[0]["bias"], [[4, 4], [0, 0], [4, 4]])
+    assert list(Dense(2, use_bias=False).init(key, x)["params"]) == ["kernel"]
+
+
+def test_rms_norm_divides_by_the_root_mean_square_in_float32(key):
+    x = (3 + jax.random.normal(key, (4, 3, 7), jnp.float32)).astype(jnp.bfloat16)
+    scale = jax.random.uniform(jax.random.key(1), (7,), jnp.float32)
+    layer = RMSNorm(1e-3)
+    y = layer.apply({"params": {"scale": scale}}, x)
+    assert y.dtype == jnp.float32 and RMSNorm(dtype=jnp.bfloat16).init_with_output(key, x)[0].dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    expected = exact / np.sqrt((exact**2).mean(axis=-1, keepdims=True) + 1e-3) * np.asarray(scale)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_layer_norm_keeps_its_digits_where_the_mean_dwarfs_the_deviation(key, backend):
     """A variance by E[x²] - E[x]² is lost in float32 at a mean of 100 and a deviation of 0.01."""
@@ -101,7 +130,7 @@ def test_the_own_backward_of_the_norm_equals_automatic_differentiation(key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), own, automatic)
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_and_their_slopes_are_those_of_their_formulas(name):
     x = jnp.linspace(-6, 6, 101, dtype=jnp.float32)
     points = np.asarray(x, np.float64)
@@ -109,7 +138,9 @@ def test_activations_and_their_slopes_are_those_of_their_formulas(name):
     expected = {
         "gelu": points * 0.5 * (1 + np.vectorize(math.erf)(points / np.sqrt(2))),
         "gelu_tanh": points * 0.5 * (1 + tanh_form),
+        "quick_gelu": points / (1 + np.exp(-1.702 * points)),
         "relu": np.maximum(points, 0),
+        "silu": points / (1 + np.exp(-points)),
     }[name]
     plain = {"gelu": lambda x: x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))}.get(name, ACTIVATIONS[name])
     value, (slope,) = _with_gradients(ACTIVATIONS[name])(x)

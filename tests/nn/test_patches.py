@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify, unpatchify
+from vfm_jax.nn.resample import resample_patch_kernel, resize_matrix
 
 
 @pytest.mark.parametrize("channels", [1, 3, 13])
@@ -46,3 +47,35 @@ def test_the_embedding_is_the_strided_convolution_of_its_kernel(key):
     )
     expected = expected.reshape(2, 6, 5) + params["bias"][None, None]
     np.testing.assert_allclose(layer.apply({"params": params}, patchify(image, 3)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "patch_size"), [("patch_embed", 8), ("patch_embed_b", 5)])
+def test_the_embedding_equals_timm(golden_directory, name, patch_size):
+    with np.load(golden_directory / "components" / f"{name}.npz") as golden:
+        golden = dict(golden)
+    params = {"kernel": jnp.asarray(golden["weight"].transpose(2, 3, 1, 0)), "bias": jnp.asarray(golden["bias"])}
+    layer = PatchEmbedding(width=len(golden["bias"]), patch_size=patch_size)
+    patches = patchify(jnp.asarray(golden["x_nchw"].transpose(0, 2, 3, 1)), patch_size)
+    np.testing.assert_allclose(layer.apply({"params": params}, patches), golden["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_stored_kernel_serves_every_patch_size(key):
+    """FlexiViT: a patch made larger gives the token that it gave (Beyer et al., 2022)."""
+    image = jax.random.normal(key, (2, 3, 3, 2), jnp.float32)  # one patch of 3 x 3
+    small, large = (PatchEmbedding(width=5, patch_size=size, kernel_size=3) for size in (3, 6))
+    params = jax.jit(small.init)(key, patchify(image, 3))["params"]
+    assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 2, 5), "bias": (5,)}
+    resize = resize_matrix(3, 6, "bilinear")
+    resized = jnp.asarray(np.einsum("ih,jw,bhwc->bijc", resize, resize, image), jnp.float32)
+    token = large.apply({"params": params}, patchify(resized, 6))
+    np.testing.assert_allclose(token, small.apply({"params": params}, patchify(image, 3)), rtol=1e-4, atol=1e-5)
+    kernel = params["kernel"]
+    assert resample_patch_kernel(kernel, (6, 6)).shape == (6, 6, 2, 5)
+    grads = jax.grad(lambda p: jnp.sum(large.apply({"params": p}, patchify(resized, 6))))(params)
+    assert grads["kernel"].shape == kernel.shape and (np.abs(grads["kernel"]).max() > 0)
+
+
+def test_an_embedding_without_an_offset_has_none(key):
+    layer = PatchEmbedding(width=5, patch_size=2, use_bias=False)
+    params = layer.init(key, jnp.ones((1, 3, 12), jnp.float32))["params"]
+    assert list(params) == ["kernel"]

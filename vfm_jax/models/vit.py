@@ -238,7 +238,7 @@ class ViT(nn.Module):
         )
 
         def norm(name: str) -> nn.Module:
-            return NORMS[self.norm](self.norm_epsilon, self.dtype, name=name)
+            return lookup(NORMS, self.norm, "norm")(self.norm_epsilon, self.dtype, name=name)
 
         small = nn.initializers.normal(0.02)
         if self.norm_input:
