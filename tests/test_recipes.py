@@ -37,7 +37,7 @@ STAGES = {
     ("mae", "vit_b16", "linear_probe"): f"{MAE}:linear_probe",
     ("simclr", "resnet50", "pretrain_1000ep_v1"): SIMCLR,
 }
-BUILDABLE = [MAE, f"{MAE}:800", f"{MAE}:finetune", f"{MAE}:linear_probe", f"{SIMCLR}:vit_s16"]
+BUILDABLE = [MAE, f"{MAE}:800", f"{MAE}:finetune", f"{MAE}:linear_probe", SIMCLR, f"{SIMCLR}:vit_s16"]
 BUILDABLE += [f"configs/quickstart.py{variant}" for variant in ("", ":simclr", ":photos")]
 
 # Words, results, and what says how rather than how much.
@@ -47,7 +47,7 @@ PROSE = {
     "optim.no_layer_adaptation", "schedule.granularity", "decoder.pos_embed", "decoder.input", "init.linear",
     "init.patch_embed", "init.pos_embed", "init.cls_token", "init.mask_token", "head.pool", "head.features",
     "head.bn",
-    "bn.global_stats", "arch.backbone", "hidden_norm", "aug.gaussian_blur.kernel",
+    "bn.global_stats", "hidden_norm", "aug.gaussian_blur.kernel",
 }  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def _decodes_the_class_token(recipe):
 READERS = {
     **{f"arch.{field}": _network("encoder", field) for field in ("dim", "depth", "heads", "mlp_dim", "patch")},
     "arch.qkv_bias": lambda r: "encoder/transformer/block_0/attention/qkv/bias" in _leaves(r),
+    "arch.backbone": lambda r: "ResNet-{variant}".format(**r["networks"]["encoder"]),
     "arch.cls_token": lambda r: r["networks"]["encoder"].get("class_token", True),
     "arch.class_token_in_decoder": _decodes_the_class_token,
     "epochs": _given("total_epochs"),
@@ -258,18 +259,18 @@ def test_the_full_size_step_has_shapes_that_fit(fake_imagenet, location):
         assert measured["loss"].shape == ()
 
 
+SMALL = {"vit": {"depth": 1, "width": 16, "heads": 2, "mlp_dim": 32}, "resnet": {"variant": "18", "width": 8}}
+
+
 def _shrunk(location, **changes):
     recipe = _recipe(
         location,
         ("total_epochs", "None"),
         ("evals", "None"),
         ("baselines", "None"),
-        ("networks.encoder.depth", "1"),
-        ("networks.encoder.width", "16"),
-        ("networks.encoder.heads", "2"),
-        ("networks.encoder.mlp_dim", "32"),
         ("data.batch_size", "16"),
     )
+    recipe["networks"]["encoder"] |= SMALL[recipe["networks"]["encoder"]["name"]]
     if "decoder" in recipe["networks"]:
         recipe["networks"]["decoder"] |= {"width": 16, "depth": 1, "heads": 2}
     if "canvas_size" in recipe["data"]:

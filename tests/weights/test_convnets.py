@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import build
 from vfm_jax.core.trees import map_named, named_leaves
 from vfm_jax.models import MODELS

@@ -175,8 +175,7 @@ def max_pool(
     if np.any(pads) and np.isfinite(fill):
         x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill), [(0, 0), (0, 0)]
     window, strides = (1, kernel_size, kernel_size, 1), (1, stride, stride, 1)
-    lowest = jnp.asarray(-np.inf, x.dtype)
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, window, strides, ((0, 0), *pads, (0, 0)))
+    return jax.lax.reduce_window(x, -np.inf, jax.lax.max, window, strides, ((0, 0), *pads, (0, 0)))
 
 
 def adaptive_average_pool(x: Float[Array, "b h w d"], size: tuple[int, int]) -> Float[Array, "b h2 w2 d"]:

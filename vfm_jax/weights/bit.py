@@ -9,6 +9,7 @@ from vfm_jax.weights.convolutions import (
     conv_rules,
     foreign_of,
     hf_config,
+    hf_image_size,
     hf_options,
     hf_prefix,
     refuse,
@@ -111,6 +112,7 @@ def _rules(bundle: Bundle, naming: Naming, *, convolved_head: bool) -> list[Rule
 
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    del given
     options = hf_options(config, shapes, "bit.")
     naming = _hf_naming(options["prefix"])
     padding, dynamic = config.get("global_padding"), config.get("embedding_dynamic_padding", False)
@@ -127,7 +129,7 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
         "dilate": not preactivation,  # theirs drops the dilation of pre-activation blocks
         "standardize_epsilon": 1e-8,
     }
-    return _bundle(encoder, shapes, naming, timm_image_size(None, given), options)
+    return _bundle(encoder, shapes, naming, hf_image_size(config), options)
 
 
 def _hf_config(bundle: Bundle) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from vfm_jax.weights.convolutions import (
     conv_rules,
     foreign_of,
     hf_config,
+    hf_image_size,
     hf_options,
     hf_prefix,
     refuse,
@@ -21,7 +22,7 @@ from vfm_jax.weights.convolutions import (
 from vfm_jax.weights.family import Config, Family
 from vfm_jax.weights.rules import Bundle, Rule, Shapes
 from vfm_jax.weights.vit import dense_rules, head_rules, linear_head, norm_rules
-from vfm_jax.weights.vit_hf import activation, num_classes_of, pair, their_activation
+from vfm_jax.weights.vit_hf import activation, num_classes_of, their_activation
 
 
 class Naming(NamedTuple):
@@ -205,22 +206,21 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
     options = hf_options(config, shapes, base)
     naming = _hf_naming(options["prefix"])
     encoder = _encoder(shapes, naming)
-    encoder |= {"activation": activation(config), "final_norm_epsilon": config.get("layer_norm_eps", 1e-12)}
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    encoder |= {"activation": activation(config), "final_norm_epsilon": None if epsilon == 1e-6 else epsilon}
     if encoder["layer_scale"] is not None:
         encoder["layer_scale"] = config.get("layer_scale_init_value", 1e-6)
-    return _bundle(encoder, shapes, naming, pair(config.get("image_size", 224)), options)
+    return _bundle(encoder, shapes, naming, hf_image_size(config), options)
 
 
 def _hf_fields(bundle: Bundle) -> dict[str, Any]:
     model = _convnext(bundle)
     depths, widths = model.sizes
-    rows, columns = bundle.image_size
     return {
         "depths": list(depths),
         "hidden_sizes": list(widths),
         "hidden_act": their_activation(model.activation),
         "drop_path_rate": model.drop_path,
-        "image_size": rows if rows == columns else [rows, columns],
         "layer_scale_init_value": model.layer_scale or 0.0,
     }
 
@@ -261,7 +261,7 @@ def _read_hf_dinov3(config: Config | None, shapes: Shapes, given: Mapping[str, A
         "activation": activation(config),
         "norm_epsilon": config.get("layer_norm_eps", 1e-6),
     }
-    return _bundle(encoder, shapes, _HF_DINOV3, pair(config.get("image_size", 224)), {})
+    return _bundle(encoder, shapes, _HF_DINOV3, hf_image_size(config), {})
 
 
 def _hf_dinov3_config(bundle: Bundle) -> dict[str, Any]:
@@ -290,6 +290,8 @@ def _read_timm(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) 
     if "head.pre_logits.fc.weight" in shapes or "head.norm.bias" not in shapes:
         raise UserError("This ConvNeXt has a head of its own (a hidden layer, or a norm of the map), not known here.")
     encoder = _encoder(shapes, _TIMM)
+    if arguments.get("output_stride", 32) != 32 or encoder["stem_size"] != 4:
+        raise UserError("This ConvNeXt has dilated stages (output_stride, or a stem of 8 pixels), not known here.")
     small = name == "convnext_xxlarge" or name.startswith("test_convnext")
     encoder["norm_epsilon"] = arguments.get("norm_eps") or (1e-5 if small else 1e-6)
     encoder["activation"] = arguments.get("act_layer") or (
@@ -307,6 +309,9 @@ def _timm_config(bundle: Bundle) -> dict[str, Any]:
     model = _convnext(bundle)
     depths, widths = model.sizes
     refuse(len(depths) != 4, "timm's ConvNeXt", f"{len(depths)} stages")
+    refuse(
+        model.stem_size != 4, "timm's ConvNeXt", f"a stem of {model.stem_size} pixels in an otherwise equal network"
+    )
     refuse(model.mean_token, "timm's ConvNeXt", "a token of the mean (mean_token)")
     refuse(model.final_norm_epsilon not in (None, model.norm_epsilon), "timm's ConvNeXt", "a final_norm_epsilon")
     arguments = {
@@ -319,7 +324,9 @@ def _timm_config(bundle: Bundle) -> dict[str, Any]:
         "act_layer": model.activation,
         "norm_eps": model.norm_epsilon,
     }
-    return timm_config(bundle, "convnextv2_tiny" if model.grn else "convnext_tiny", widths[-1], arguments)
+    # timm drops arguments that are None: what is None must be so in the architecture named
+    base = "convnextv2_tiny" if model.layer_scale is None else "convnext_tiny"
+    return timm_config(bundle, base, widths[-1], arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------- authors

@@ -9,6 +9,7 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.weights.family import Config
 from vfm_jax.weights.rules import Buffer, Bundle, Rule, Shapes
+from vfm_jax.weights.vit_hf import pair
 
 COUNTER = "num_batches_tracked"
 
@@ -63,11 +64,13 @@ def hf_config(bundle: Bundle, model_type: str, architecture: str, fields: Mappin
     if head and not labels:
         names = {str(i): f"LABEL_{i}" for i in range(head["num_classes"])}
         labels = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    rows, columns = bundle.image_size
     stages = [f"stage{i + 1}" for i in range(len(fields["depths"]))]
     return {
         "architectures": [architecture + task],
         "model_type": model_type,
         "num_channels": bundle.channels,
+        "image_size": rows if rows == columns else [rows, columns],
         **fields,
         **labels,
         "stage_names": ["stem", *stages],
@@ -87,6 +90,11 @@ def hf_prefix(bundle: Bundle, base: str) -> str:
     return bundle.options.get("prefix", base if "head" in bundle.networks else "")
 
 
+def hf_image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width that the file is for; 224 where it does not say."""
+    return pair(config.get("image_size", 224))
+
+
 def timm_arguments(config: Config | None) -> Mapping[str, Any]:
     """`model_args`, which hub files mostly lack."""
     return (config or {}).get("model_args") or {}
@@ -102,7 +110,7 @@ def timm_image_size(config: Config | None, given: Mapping[str, Any]) -> tuple[in
     size = (
         given.get("image_size") or ((config or {}).get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[1:]
     )
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return pair(size)
 
 
 def timm_options(config: Config | None, known: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vfm_jax.weights.convolutions import (
     counters,
     foreign_of,
     hf_config,
+    hf_image_size,
     hf_options,
     hf_prefix,
     refuse,
@@ -147,6 +148,7 @@ def _check_export(model: ResNet, program: str) -> None:
 
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    del given
     options = hf_options(config, shapes, "resnet.")
     naming = _hf_naming(options["prefix"])
     encoder = _encoder(shapes, naming)
@@ -159,7 +161,7 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
     act = activation(config | {"hidden_act": config.get("hidden_act", "relu")})
     if act != "relu":  # theirs is of the stem and the sums alone
         encoder |= {"activation": act, "inner_activation": "relu"}
-    return _bundle(encoder, shapes, naming, timm_image_size(None, given), options)
+    return _bundle(encoder, shapes, naming, hf_image_size(config), options)
 
 
 def _hf_config(bundle: Bundle) -> dict[str, Any]:
@@ -189,6 +191,8 @@ def _matches_timm(config: Config | None, shapes: Shapes) -> bool:
 
 
 def _read_timm(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    if timm_arguments(config).get("output_stride", 32) != 32:
+        raise UserError("model_args: output_stride dilates the last stages, which is not known here.")
     encoder = _encoder(shapes, _TIMM)
     act = timm_arguments(config).get("act_layer")
     if act and act != "relu":
