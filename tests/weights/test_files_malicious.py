@@ -1,6 +1,6 @@
 """Files made to harm: every one is refused with a word why, nothing in it is run, little memory is taken.
 
-Reference for the kinds: the attack gallery of safetensors; Fifield, A better zip bomb, 2019; CVE-2025-32434 (PyTorch).
+Reference for the kinds: the attack gallery of safetensors; Fifield, A better zip bomb, 2019; CVE-2025-32434 of torch.
 """
 
 import io

@@ -19,7 +19,7 @@ STANDARD = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-_ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 _MAX_JSON = 50_000_000  # bytes; the index of a file of 100,000 tensors takes 10 million
 
 
@@ -61,10 +61,10 @@ def open_weights(path: str | pathlib.Path) -> WeightsFile:
 
 def _choose(folder: pathlib.Path) -> tuple[pathlib.Path, str]:
     """The file to read of a folder, and what to say of the choice."""
-    there = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_ENDINGS) and entry.is_file())
+    there = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(ENDINGS) and entry.is_file())
     for name in STANDARD:
         if (folder / name).is_file():
-            shards = set(_weight_map(folder / name).values()) if name.endswith(".index.json") else set()
+            shards = set(weight_map(folder / name).values()) if name.endswith(".index.json") else set()
             others = [other for other in there if other != name and other not in shards]
             return folder / name, f"{name} was taken, not {', '.join(others)}" if others else ""
     if len(there) == 1:
@@ -85,7 +85,7 @@ def _single(path: pathlib.Path) -> tuple[str, Contents, list[MappedFile]]:
 
 
 def _shards(index: pathlib.Path) -> tuple[str, Contents, list[MappedFile]]:
-    places = _weight_map(index)
+    places = weight_map(index)
     names = sorted(set(places.values()))
     absent = [name for name in names if not index.with_name(name).is_file()]
     if absent:
@@ -115,7 +115,7 @@ def _shards(index: pathlib.Path) -> tuple[str, Contents, list[MappedFile]]:
     return formats.pop(), Contents({name: found[name] for name in places}, metadata), files
 
 
-def _weight_map(index: pathlib.Path) -> dict[str, str]:
+def weight_map(index: pathlib.Path) -> dict[str, str]:
     """Tensor -> the file beside the index that holds it."""
     places = (_json(index) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
