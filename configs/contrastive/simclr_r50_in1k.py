@@ -2,11 +2,11 @@
 
     vfm train --config=configs/contrastive/simclr_r50_in1k.py --workdir=runs/simclr
 
-To reach: 69.1 % top-1 by linear probe after 1000 epochs. Not yet run by us. It follows the paper: weight decay 1e-6
-and the linear rule for the learning rate (the code's command for 100 epochs has 1e-4 and 0.075 · √batch, the same rate
-at 4096). The loss is the paper's mean over both directions; the code's is their sum, which LARS does not notice.
-Wider encoders are --config.networks.encoder.width=128 and 256 (the paper's 2x and 4x, Table B.1). With ":vit_s16" the
-same recipe runs on a ViT-S/16, which the paper has not.
+To reach: 69.1 % top-1 by linear probe after 1000 epochs. Not yet run by us.
+It follows the paper: weight decay 1e-6 and the linear rule for the learning rate (the code's command for 100 epochs
+has 1e-4 and 0.075 · √batch, the same rate at 4096). The loss is the paper's mean over both directions; the code's is
+their sum, which LARS does not notice. The wider encoders (2x, 4x) are --config.networks.encoder.width=128 and 256.
+The argument ":vit_s16" runs the same recipe on a ViT-S/16, which the paper does not have.
 """
 
 import ml_collections
