@@ -16,18 +16,15 @@ from vfm_jax.core.types import Features
 from vfm_jax.nn.layers import NORMS, Dense
 from vfm_jax.nn.masking import gather_tokens
 from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify
-from vfm_jax.nn.pooling import AttentionPooling, ProbePooling
+from vfm_jax.nn.pooling import AttentionPooling, ProbePooling, mean_pool
 from vfm_jax.nn.positions import (
     SINCOS,
-    RelativeIndex,
     RelativePositions,
     Rotation,
-    augment_coordinates,
     places,
-    relative_rows,
-    rope_coordinates,
+    relative_index,
+    rope,
     rope_periods,
-    rotation,
     sincos_at,
 )
 from vfm_jax.nn.resample import RULES, positions_at, resample_positions
@@ -243,7 +240,7 @@ class ViT(nn.Module):
         small = nn.initializers.normal(0.02)
         if self.norm_input:
             self.input_norm = norm("norm_input")
-        if self.final_norm:
+        if self.final_norm or self.norm_pooled:
             self.last_norm = norm("norm")
         if self.class_norm:
             self.prefix_norm = norm("class_norm")
@@ -289,25 +286,21 @@ class ViT(nn.Module):
         return jnp.asarray(SINCOS[self.positions](grid, self.sizes[0])) if self.positions in SINCOS else None
 
     def _packed_positions(self, place: Float[Array, "b n 2"], shapes: Float[Array, "b 2"]) -> Any:
-        """What is added to patches of images of their own grids."""
+        """What is added to patches at places of grids known only when the program runs."""
         if self.positions == "learned":
             return positions_at(self._learned_positions(None), shapes, place)
-        if self.positions in SINCOS:
-            quarter = self.sizes[0] / 4
-            return sincos_at(place, self.sizes[0], quarter if self.positions == "sincos2d" else quarter - 1)
-        return None
+        quarter = self.sizes[0] / 4
+        steps = {"sincos2d": quarter, "sincos2d_bigvision": quarter - 1}.get(self.positions)
+        return None if steps is None else sincos_at(place, self.sizes[0], steps)
 
     def _rotation(self, place: Any, shape: Any, keys: jax.Array | None) -> Rotation:
-        """Angles of patches at places (#b n 2) of grids of a shape (#b 2)."""
-        coordinates = rope_coordinates(place, shape, self.rope_normalize)
-        if keys is not None and (self.rope_shift or self.rope_jitter or self.rope_rescale):
-            own = jax.vmap(lambda key: jax.random.fold_in(key, self.sizes[1]))(keys)  # 0 .. depth - 1 are the blocks'
-            coordinates = augment_coordinates(
-                own, jnp.asarray(coordinates, jnp.float32), self.rope_shift, self.rope_jitter, self.rope_rescale
-            )
-        width, _, _, heads = self.sizes
+        """How "rope" turns patches at places (#b n 2) of grids of a shape (#b 2)."""
+        width, depth, _, heads = self.sizes
         periods = rope_periods(width // heads, self.rope_base, self.rope_min_period, self.rope_max_period)
-        return rotation(coordinates, periods)
+        # a stream of its own: 0 to depth - 1 are the blocks'
+        keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(keys)
+        augmentation = (self.rope_shift, self.rope_jitter, self.rope_rescale)
+        return rope(place, shape, periods, self.rope_normalize, keys, augmentation)
 
     def _told(
         self, grid: tuple[int, int], keep: Int[Array, "b k"] | None = None, keys: jax.Array | None = None
@@ -315,22 +308,10 @@ class ViT(nn.Module):
         """What attention is told of the places of the tokens of an image."""
         told: dict[str, Any] = {}
         if self.positions == "rope":
-            rope = self._rotation(places(grid)[None], np.array(grid, np.float64)[None], keys)
-            if keep is not None:
-                spread = [jnp.broadcast_to(x, (keep.shape[0], *x.shape[1:])) for x in rope]
-                rope = Rotation(*(gather_tokens(x, keep) for x in spread))
-            told["rope"] = rope
+            place = places(grid)[None] if keep is None else jnp.asarray(places(grid), jnp.float32)[keep]
+            told["rope"] = self._rotation(place, np.array(grid)[None], keys)
         if self.relative_positions != "none":
-            rows = jnp.asarray(relative_rows(grid, self.num_prefix_tokens))
-            if keep is None:
-                rows = rows[None]
-            else:
-                first = jnp.broadcast_to(
-                    jnp.arange(self.num_prefix_tokens)[None], (len(keep), self.num_prefix_tokens)
-                )
-                seen = jnp.concatenate([first, keep + self.num_prefix_tokens], axis=1)  # b n
-                rows = rows[seen[:, :, None], seen[:, None, :]]
-            where = RelativeIndex(grid, rows)
+            where = relative_index(grid, self.num_prefix_tokens, keep)
             told |= {"where": where} if self.relative_positions == "block" else {"bias": self.shared_positions(where)}
         return told
 
@@ -441,8 +422,7 @@ class ViT(nn.Module):
         place = jnp.where(valid[:, :, None], place, 0).astype(jnp.float32)  # padding: the first patch's position
         sizes = shapes.astype(jnp.float32)
         x = self._tokens(patches, self._packed_positions(place, sizes), None)
-        seen = jnp.concatenate([jnp.ones((x.shape[0], self.num_prefix_tokens), bool), valid], axis=1)
-        told: dict[str, Any] = {"mask": seen[:, None, None, :]}
+        told: dict[str, Any] = {"mask": self._with_prefix(valid)[:, None, None, :]}
         if self.positions == "rope":
             told["rope"] = self._rotation(place, sizes, keys)
         x, levels = self.transformer(x, keys=keys, levels=self.levels, **told)
@@ -451,14 +431,14 @@ class ViT(nn.Module):
     def _normalize(self, x: Float[Array, "b n d"], local: bool) -> Float[Array, "b n d"]:
         if not self.final_norm or self.norm_pooled:
             return x
-        own = self.local_prefix_norm if local and self.local_class_norm else None
-        own = self.prefix_norm if own is None and self.class_norm else own
         if self.is_initializing() and self.local_class_norm:
             self.local_prefix_norm(x)  # born with the others, whatever the crops first seen are
-        if own is None:
-            return self.last_norm(x)
         num = self.num_prefix_tokens
-        return jnp.concatenate([own(x[:, :num]), self.last_norm(x[:, num:])], axis=1)
+        if local and self.local_class_norm:
+            return jnp.concatenate([self.local_prefix_norm(x[:, :num]), self.last_norm(x[:, num:])], axis=1)
+        if self.class_norm:
+            return jnp.concatenate([self.prefix_norm(x[:, :num]), self.last_norm(x[:, num:])], axis=1)
+        return self.last_norm(x)
 
     def _features(
         self,
@@ -471,7 +451,7 @@ class ViT(nn.Module):
         x = self._normalize(x, local)
         levels = tuple((self._normalize(level, local) if self.norm_levels else level) for level in levels)
         pooled = self._pool(x, valid)
-        if self.norm_pooled and self.final_norm:
+        if self.norm_pooled:
             pooled = self.last_norm(pooled)
         if self.representation:
             pooled = jnp.tanh(self.representation_layer(pooled))
@@ -482,19 +462,16 @@ class ViT(nn.Module):
         return Features(x, pooled, tuple(levels), grid, self.num_prefix_tokens)
 
     def _pool(self, x: Float[Array, "b n d"], valid: Bool[Array, "b k"] | None) -> Float[Array, "b d"]:
+        num = self.num_prefix_tokens
         if self.pooling in ("attention", "attention_aim"):
-            if valid is None:
-                return self.pool(x)
-            prefix = jnp.ones((x.shape[0], self.num_prefix_tokens), bool)
-            return self.pool(x, jnp.concatenate([prefix, valid], axis=1))
+            return self.pool(x) if valid is None else self.pool(x, self._with_prefix(valid))
         if self.pooling == "class":
             return x[:, 0]
-        patches = x[:, self.num_prefix_tokens :].astype(jnp.float32)
-        if valid is None:
-            mean = jnp.mean(patches, axis=1)
-        else:
-            mean = jnp.mean(patches, axis=1, where=valid[:, :, None])
+        mean = mean_pool(x[:, num:], valid)
         return mean if self.pooling == "mean" else jnp.concatenate([x[:, 0].astype(jnp.float32), mean], axis=1)
+
+    def _with_prefix(self, valid: Bool[Array, "b k"]) -> Bool[Array, "b n"]:
+        return jnp.concatenate([jnp.ones((valid.shape[0], self.num_prefix_tokens), bool), valid], axis=1)
 
     def attention(self, image: Float[Array, "b h w c"]) -> Float[Array, "b heads gh gw"]:
         """Attention of the pooled representation to the patches, by head.

@@ -11,6 +11,12 @@ from vfm_jax.nn.layers import Dense, Initializer, LayerNorm, xavier_uniform
 from vfm_jax.nn.transformer import Mlp
 
 
+def mean_pool(tokens: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
+    """The mean of the tokens that are `valid` (None: all), in float32."""
+    tokens = tokens.astype(jnp.float32)
+    return jnp.mean(tokens, axis=1) if valid is None else jnp.mean(tokens, axis=1, where=valid[:, :, None])
+
+
 class AttentionPooling(nn.Module):
     """A learned query attends to all tokens, then one residual MLP ("MAP" head).
 

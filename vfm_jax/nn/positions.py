@@ -114,6 +114,7 @@ def rope_coordinates(
     """
     if normalize not in ("separate", "max", "min"):
         raise UserError(f"rope_normalize is separate, max or min; found {normalize!r}.")
+    shape = (np if isinstance(place, np.ndarray) else jnp).asarray(shape, place.dtype)
     if normalize != "separate":
         longest = shape.max(axis=-1, keepdims=True) if normalize == "max" else shape.min(axis=-1, keepdims=True)
         shape = longest + 0 * shape
@@ -155,6 +156,30 @@ def rotation(coordinates: np.ndarray | jax.Array, periods: Float[np.ndarray, " k
     )
     angles = numpy.concatenate([row, column, row, column], axis=-1)
     return Rotation(jnp.asarray(numpy.sin(angles), jnp.float32), jnp.asarray(numpy.cos(angles), jnp.float32))
+
+
+def rope(
+    place: np.ndarray | jax.Array,
+    shape: np.ndarray | jax.Array,
+    periods: Float[np.ndarray, " k"],
+    normalize: str = "separate",
+    keys: jax.Array | None = None,
+    augmentation: tuple[float | None, float | None, float | None] = (None, None, None),
+) -> Rotation:
+    """Angles of patches at their places: `rotation` of `rope_coordinates`.
+
+    Args:
+        place: row and column of each patch, (#b, n, 2).
+        shape: rows and columns of the grid, (#b, 2).
+        periods: of `rope_periods`.
+        normalize: of `rope_coordinates`.
+        keys: one per example, to draw the augmentation; None draws none.
+        augmentation: shift, jitter and rescale of `augment_coordinates`.
+    """
+    coordinates = rope_coordinates(place, shape, normalize)
+    if keys is not None and any(augmentation):
+        coordinates = augment_coordinates(keys, jnp.asarray(coordinates, jnp.float32), *augmentation)
+    return rotation(coordinates, periods)
 
 
 def rotate(x: Float[Array, "b n heads d"], angles: Rotation) -> Float[Array, "b n heads d"]:
@@ -200,6 +225,16 @@ def relative_rows(grid: tuple[int, int], num_prefix: int) -> Int[np.ndarray, "n 
     rows[num_prefix:, :num_prefix] = num_distances + 1
     rows[:num_prefix, :num_prefix] = num_distances + 2
     return rows
+
+
+def relative_index(grid: tuple[int, int], num_prefix: int, keep: Int[Array, "b k"] | None = None) -> RelativeIndex:
+    """The rows that tokens read: prefix tokens and all patches of a grid, or those that `keep` names."""
+    rows = jnp.asarray(relative_rows(grid, num_prefix))
+    if keep is None:
+        return RelativeIndex(grid, rows[None])
+    prefix = jnp.broadcast_to(jnp.arange(num_prefix, dtype=keep.dtype)[None], (keep.shape[0], num_prefix))
+    seen = jnp.concatenate([prefix, keep + num_prefix], axis=1)  # b n
+    return RelativeIndex(grid, rows[seen[:, :, None], seen[:, None, :]])
 
 
 class RelativePositions(nn.Module):
