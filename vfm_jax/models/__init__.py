@@ -5,6 +5,8 @@ from vfm_jax.models.convnext import ConvNeXt
 from vfm_jax.models.mixer import Mixer
 from vfm_jax.models.resnet import ResNet
 from vfm_jax.models.swin import Swin
+from vfm_jax.models.text import TextTransformer
+from vfm_jax.models.two_tower import two_tower
 from vfm_jax.models.vgg import VGG
 from vfm_jax.models.vit import ViT
 from vfm_jax.nn.decoders import JepaPredictor, MaskedDecoder
@@ -18,6 +20,8 @@ MODELS = {
     "swin": Swin,
     "vgg": VGG,
     "vit": ViT,
+    "text": TextTransformer,
+    "two_tower": two_tower,
     "masked_decoder": MaskedDecoder,
     "jepa_predictor": JepaPredictor,
     "dino_head": DinoHead,

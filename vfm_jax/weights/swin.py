@@ -293,6 +293,7 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
     encoder["window"] = _plain(windows) if windows else int(config.get("window_size", 7))
     encoder["norm_epsilon"] = config.get("layer_norm_eps", 1e-5)
     encoder["activation"] = activation(config)
+    encoder["merged_levels"] = True  # as their hidden_states
     if version == 2 and any(config.get("pretrained_window_sizes") or ()):
         encoder["trained_window"] = _plain([pair(side) for side in config["pretrained_window_sizes"]])
     networks: dict[str, Any] = {"encoder": encoder}
@@ -490,6 +491,7 @@ def _hf_family(version: int) -> Family:
         lambda bundle: _rules(bundle, hf_naming(_hf_prefix(bundle))),
         lambda bundle: _buffers(bundle, hf_naming(_hf_prefix(bundle))),
         _hf_config,
+        encoders=("swin",),
     )
 
 
@@ -501,6 +503,7 @@ def _timm_family(version: int) -> Family:
         lambda bundle: _rules(bundle, _TIMM),
         lambda bundle: _buffers(bundle, _TIMM),
         _timm_config,
+        encoders=("swin",),
     )
 
 
@@ -511,6 +514,7 @@ def _original_family(version: int) -> Family:
         lambda config, shapes, given: _read_original(version, config, shapes, given),
         lambda bundle: _rules(bundle, _ORIGINAL),
         lambda bundle: _buffers(bundle, _ORIGINAL),
+        encoders=("swin",),
     )
 
 
