@@ -256,7 +256,7 @@ def _hf_rules(bundle: Bundle, *, flexible: bool = False) -> list[Rule]:
     names = dict(_HF_VISION)
     if flexible:  # a linear layer on flattened patches
         names["patch_embedding:axes"] = "d (h w c) -> h w c d"
-    prefix = "vision_model." if towers else bundle.options.get("prefix", "")
+    prefix = "vision_model." if towers else bundle.options.get("prefix", "vision_model.")
     names = prefixed(names, prefix)
     role = "towers/image" if towers else "encoder"
     spec = towers["image"] if towers else bundle.networks["encoder"]
