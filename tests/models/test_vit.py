@@ -15,6 +15,8 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import count_parameters, named_leaves
 from vfm_jax.models import MODELS
 from vfm_jax.nn.heads import LinearHead
+from vfm_jax.nn.patches import patchify
+from vfm_jax.nn.resample import resample_positions, resize_matrix
 
 SIZES = dict(variant="mu/4", width=16, depth=2, heads=2, mlp_dim=24)
 CONFIGURATIONS = {
@@ -25,6 +27,42 @@ CONFIGURATIONS = {
     "norm of the mean": dict(pooling="mean", norm_pooled=True),
     "attention pooling, scan": dict(pooling="attention", class_token=False, scan=True, levels=(1,)),
     "attention pooling with class token, scan, remat": dict(pooling="attention", scan=True, remat="full"),
+    "as DeiT": dict(distillation_token=True, prefix_positions=2, qk_norm=True),
+    "as CLIP": dict(
+        norm_input="tokens",
+        patch_bias=False,
+        prefix_positions=1,
+        norm_pooled=True,
+        projection=6,
+        activation="quick_gelu",
+    ),
+    "as DINOv3": dict(
+        positions="rope",
+        registers=2,
+        key_bias=False,
+        class_norm=True,
+        layer_scale=0.1,
+        rope_shift=0.2,
+        rope_rescale=2.0,
+    ),
+    "as BEiT": dict(
+        positions="none", relative_positions="block", key_bias=False, pooling="mean", norm_pooled=True, scan=True
+    ),
+    "as AIMv2": dict(
+        class_token=False,
+        pooling="attention_aim",
+        norm="rms_norm",
+        norm_input="patches",
+        mlp="swiglu",
+        activation="silu",
+        mlp_bias=False,
+        qkv_bias=False,
+        out_bias=False,
+    ),
+    "post-norm, shared relative positions, both poolings": dict(
+        norm_order="post", final_norm=False, activation="relu", relative_positions="shared", pooling="class_mean"
+    ),
+    "another kernel, hidden layer, rotary": dict(kernel_size=3, representation=5, positions="rope", rope_jitter=1.5),
 }
 BATCH, HEIGHT, WIDTH = 3, 8, 12  # 2 x 3 patches
 
@@ -397,8 +435,11 @@ def run(request):
     def compute(params):
         def total(params):
             features = vit.apply({"params": params}, image, keys=keys, train=True)
-            random = jax.random.normal(jax.random.key(1), (2, *features.tokens.shape), jnp.float32)
-            return jnp.sum(features.tokens * random[0]) + jnp.sum(features.pooled * random[1, :, 0]), features
+            random = [
+                jax.random.normal(jax.random.key(i), a.shape)
+                for i, a in enumerate((features.tokens, features.pooled))
+            ]
+            return jnp.sum(features.tokens * random[0]) + jnp.sum(features.pooled * random[1]), features
 
         grads, features = jax.grad(total, has_aux=True)(params)
         attention = vit.apply({"params": params}, image, method="attention")
@@ -409,10 +450,13 @@ def run(request):
 
 def test_features_have_the_shapes_of_the_interface(run):
     fields, features, _, _ = run
-    num_prefix = int(fields.get("class_token", True))
+    num_prefix = MODELS["vit"](**SIZES, **fields).num_prefix_tokens
+    width = (
+        fields.get("projection") or fields.get("representation") or 16 * (1 + (fields.get("pooling") == "class_mean"))
+    )
     assert features.tokens.shape == (BATCH, num_prefix + 6, 16)
     assert features.patch_tokens.shape == (BATCH, 6, 16)
-    assert features.pooled.shape == (BATCH, 16)
+    assert features.pooled.shape == (BATCH, width)
     assert (features.grid, features.num_prefix_tokens) == ((2, 3), num_prefix)
     assert [level.shape for level in features.levels] == [features.tokens.shape] * len(fields.get("levels", ()))
 
@@ -420,6 +464,7 @@ def test_features_have_the_shapes_of_the_interface(run):
 def test_outputs_are_float32_under_bfloat16(run):
     _, features, attention, _ = run
     assert features.tokens.dtype == features.pooled.dtype == attention.dtype == jnp.float32
+    assert all(level.dtype == jnp.float32 for level in features.levels)
 
 
 def test_every_parameter_gets_a_gradient(run):
@@ -472,19 +517,25 @@ def test_a_patch_becomes_the_token_of_its_row_and_column():
     assert np.flatnonzero(difference.max(axis=(0, 2)) > 1e-3).tolist() == [5]  # row 1, column 2 of 2 x 3
 
 
-def test_hidden_patches_are_not_looked_at_and_visible_ones_keep_their_positions():
-    vit = MODELS["vit"](**SIZES)
+@pytest.mark.parametrize(
+    "fields", [dict(), dict(positions="rope", registers=1), dict(positions="none", relative_positions="block")]
+)
+def test_hidden_patches_are_not_looked_at_and_visible_ones_keep_their_positions(fields):
+    vit = MODELS["vit"](**SIZES, **fields)
     image = _image()
     params = _random_params(vit, image)
     keep = jnp.array([[4, 0], [1, 5], [2, 3]])
-    run = jax.jit(lambda image, keep: vit.apply({"params": params}, image, keep=keep).tokens)
-    some = run(image, keep)
-    turned = run(image, keep[:, ::-1])
-    np.testing.assert_allclose(turned[:, 1:], some[:, 1:][:, ::-1], rtol=1e-4, atol=1e-5)
+    run = jax.jit(lambda image, keep: vit.apply({"params": params}, image, keep=keep))
+    some = run(image, keep).tokens
+    turned = run(image, keep[:, ::-1]).patch_tokens
+    np.testing.assert_allclose(turned, some[:, -2:][:, ::-1], rtol=1e-3, atol=1e-4)
     other = image.at[0, :4, 4:].add(3.0).at[0, 4:, :4].set(0.0).at[0, 4:, 8:].set(0.0)  # patches 1, 2, 3, 5
-    np.testing.assert_array_equal(run(other, keep)[0], some[0])
-    moved = run(image, jnp.array([[4, 1], [1, 5], [2, 3]]))
-    assert np.abs(moved[0] - some[0]).max() > 1e-2
+    np.testing.assert_array_equal(run(other, keep).tokens[0], some[0])
+    same = image.at[0, :4, 4:8].set(image[0, 4:, 4:8])  # patch 1 is patch 4 in another place
+    assert np.abs(run(same, jnp.array([[1, 0], [1, 5], [2, 3]])).tokens[0] - some[0]).max() > 1e-3
+    everything = jnp.broadcast_to(jnp.arange(6)[None], (BATCH, 6))
+    whole = jax.jit(lambda image: vit.apply({"params": params}, image).tokens)(image)
+    np.testing.assert_allclose(run(image, everything).tokens, whole, rtol=1e-3, atol=1e-4)
 
 
 def test_drop_path_is_drawn_in_training_alone():
@@ -509,7 +560,125 @@ def test_fixed_positions_serve_any_grid():
     assert features.grid == (4, 1)
 
 
+def test_learned_positions_serve_another_grid_by_their_rule():
+    image = _image(height=12, width=8)  # 3 x 2 patches
+    for rule in ("bicubic_antialias", "linear_corners"):
+        vit = MODELS["vit"](**SIZES, position_resampling=rule)
+        params = _random_params(vit, _image())
+        resized = params | {"positions": resample_positions(params["positions"], (3, 2), rule)}
+        run = jax.jit(lambda params, vit=vit: vit.apply({"params": params}, image).tokens)
+        np.testing.assert_allclose(run(params), run(resized), rtol=1e-5, atol=1e-5)
+
+
+def test_patches_of_another_size_use_the_same_parameters():
+    """FlexiViT: an image of twice the size in patches of twice the size is about the same sequence."""
+    fields = SIZES | dict(kernel_size=4, pooling="mean")
+    small, large = (MODELS["vit"](**fields | dict(variant=f"mu/{size}")) for size in (4, 8))
+    image = jax.image.resize(_image(height=2, width=3), (BATCH, HEIGHT, WIDTH, 3), "linear")  # without fine detail
+    params = _random_params(small, image)
+    doubled = jnp.asarray(
+        np.einsum("ih,jw,bhwc->bijc", resize_matrix(8, 16, "bilinear"), resize_matrix(12, 24, "bilinear"), image),
+        jnp.float32,
+    )
+    embed = {"params": params}
+    one, other = (np.asarray(vit.apply(embed, x, method="embed")) for vit, x in ((small, image), (large, doubled)))
+    assert one.shape == other.shape
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(pooling="attention", class_token=False),
+        dict(positions="rope", registers=1, rope_normalize="max"),
+        dict(positions="sincos2d_bigvision", pooling="class_mean"),
+        dict(pooling="attention_aim", class_token=False),
+    ],
+)
+def test_packed_images_have_the_features_that_each_has_alone(fields):
+    vit = MODELS["vit"](**SIZES, position_resampling="bilinear_antialias", **fields)
+    params = _random_params(vit, _image())
+    images = [_image(height=4 * h, width=4 * w)[:1] for h, w in ((2, 3), (1, 4), (3, 3))]
+    packed = np.full((3, 10, 48), 9.0, np.float32)
+    for row, image in zip(packed, images, strict=True):
+        patches = patchify(image, 4)[0]
+        row[: len(patches)] = patches
+    valid = jnp.arange(10)[None] < jnp.asarray([6, 4, 9])[:, None]
+    shapes = jnp.asarray([[2, 3], [1, 4], [3, 3]])
+    run = jax.jit(lambda packed: vit.apply({"params": params}, packed, shapes, valid, method="packed"))
+    features = run(jnp.asarray(packed))
+    assert features.num_prefix_tokens == vit.num_prefix_tokens
+    for i, image in enumerate(images):
+        alone = jax.jit(lambda image: vit.apply({"params": params}, image))(image)
+        tokens = features.tokens[i : i + 1, : alone.tokens.shape[1]]
+        np.testing.assert_allclose(tokens, alone.tokens, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.pooled[i : i + 1], alone.pooled, rtol=1e-3, atol=1e-4)
+
+
+def test_masked_patches_are_not_seen_and_all_others_keep_their_tokens():
+    vit = MODELS["vit"](**SIZES, mask_token=True)
+    image = _image()
+    params = _random_params(vit, image)
+    masked = jnp.arange(6)[None] == jnp.asarray([5, 0, 7])[:, None]  # the last image: none
+    embed = jax.jit(lambda image, masked: vit.apply({"params": params}, image, None, masked, method="embed"))
+    seen, plain = embed(image, masked), embed(image, None)
+    np.testing.assert_array_equal(seen[:, 1:][~np.asarray(masked)], plain[:, 1:][~np.asarray(masked)])
+    np.testing.assert_allclose(seen[0, 6], params["mask_token"] + params["positions"][1, 2], rtol=1e-5)
+    np.testing.assert_array_equal(embed(image.at[0, 4:, 8:].add(5.0), masked), seen)
+    keep = jnp.array([[5, 1], [0, 2], [3, 4]])
+    some = vit.apply({"params": params}, image, keep, masked, method="embed")
+    np.testing.assert_allclose(some[0, 1:], seen[0, [6, 2]], rtol=1e-6)
+
+
+def test_coordinates_change_at_random_in_training_alone_and_by_each_examples_key():
+    vit = MODELS["vit"](**SIZES, positions="rope", rope_shift=0.5, rope_jitter=2.0, rope_rescale=2.0)
+    image = _image()
+    params = _random_params(vit, image)
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    run = jax.jit(
+        lambda image, keys, train: vit.apply({"params": params}, image, keys=keys, train=train).tokens,
+        static_argnums=2,
+    )
+    still = run(image, keys, False)
+    np.testing.assert_array_equal(still, run(image, None, False))
+    moved = run(image, keys, True)
+    assert (np.abs(moved - still).max(axis=(1, 2)) > 1e-3).all()
+    np.testing.assert_allclose(run(image[::-1], keys[::-1], True)[::-1], moved, rtol=1e-4, atol=1e-5)
+
+
+def test_prefix_tokens_have_a_norm_of_their_own_and_another_for_local_crops_in_training():
+    vit = MODELS["vit"](**SIZES, registers=1, class_norm=True, local_class_norm=True)
+    image = _image()
+    params = _random_params(vit, image)
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def run(params, train, local):
+        return vit.apply({"params": params}, image, train=train, local=local).tokens
+
+    plain = run(params, True, False)
+    for name, train, local in (("class_norm", False, False), ("local_class_norm", True, True)):
+        other = run(params | {name: jax.tree.map(lambda a: a + 1, params[name])}, train, local)
+        np.testing.assert_array_equal(other[:, 2:], plain[:, 2:])
+        assert (np.abs(other - run(params, train, local))[:, :2].max(axis=-1) > 0.1).all()
+    np.testing.assert_array_equal(run(params, False, True), plain)  # not in training
+    assert not np.allclose(run(params, True, True)[:, :2], plain[:, :2])
+
+
 # -------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_masked_patches_need_a_token():
+    vit = MODELS["vit"](**SIZES)
+    with pytest.raises(UserError, match="mask_token=True"):
+        vit.init(jax.random.key(0), _image(), masked=jnp.zeros((BATCH, 6), bool))
+
+
+def test_packed_images_need_positions_of_any_grid_that_exist_already():
+    packed = (jnp.zeros((2, 5, 48)), jnp.ones((2, 2), jnp.int32), jnp.ones((2, 5), bool))
+    with pytest.raises(UserError, match="cannot share a table of relative positions"):
+        MODELS["vit"](**SIZES, relative_positions="block").init(jax.random.key(0), *packed, method="packed")
+    with pytest.raises(UserError, match="Initialise the ViT with images"):
+        MODELS["vit"](**SIZES).init(jax.random.key(0), *packed, method="packed")
 
 
 def test_an_image_that_does_not_divide_is_refused():

@@ -461,7 +461,7 @@ class ViT(nn.Module):
         x, pooled, *levels = (a.astype(jnp.float32) for a in (x, pooled, *levels))
         return Features(x, pooled, tuple(levels), grid, self.num_prefix_tokens)
 
-    def _pool(self, x: Float[Array, "b n d"], valid: Bool[Array, "b k"] | None) -> Float[Array, "b d"]:
+    def _pool(self, x: Float[Array, "b n d"], valid: Bool[Array, "b k"] | None) -> Float[Array, "b _"]:
         num = self.num_prefix_tokens
         if self.pooling in ("attention", "attention_aim"):
             return self.pool(x) if valid is None else self.pool(x, self._with_prefix(valid))
