@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
@@ -45,9 +45,14 @@ def window_and_shift(grid: Pair, window: Pair, shift: Pair, rule: str) -> tuple[
         if any(length <= side for length, side in zip(grid, window, strict=True)):
             return (min(grid), min(grid)), (0, 0)
         return window, shift
-    cut = tuple(min(length, side) for length, side in zip(grid, window, strict=True))
-    moved = tuple(0 if length <= side else step for length, side, step in zip(grid, window, shift, strict=True))
+    cut = (min(grid[0], window[0]), min(grid[1], window[1]))
+    moved = (0 if grid[0] <= window[0] else shift[0], 0 if grid[1] <= window[1] else shift[1])
     return cut, moved
+
+
+def whole_windows(grid: Pair, window: Pair) -> Pair:
+    """The map padded to a whole number of windows."""
+    return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
 
 def relative_index(window: Pair, table_window: Pair) -> Int[np.ndarray, "n n"]:
@@ -73,11 +78,12 @@ def region_mask(padded: Pair, window: Pair, shift: Pair) -> Bool[np.ndarray, "wi
         return (place >= length - side).astype(np.int32) + (place >= length - step)
 
     rows, columns = (regions(*axis) for axis in zip(padded, window, shift, strict=True))
-    region = partition((3 * rows[:, None] + columns[None, :])[None, :, :, None], window)[0, :, :, 0]  # windows n
+    region = 3 * rows[:, None] + columns[None, :]
+    region = rearrange(region, "(gh h) (gw w) -> (gh gw) (h w)", h=window[0], w=window[1])
     return region[:, :, None] == region[:, None, :]
 
 
-def partition(x: Shaped[Array | np.ndarray, "b h w d"], window: Pair) -> Shaped[Array | np.ndarray, "b windows n d"]:
+def partition(x: Float[Array, "b h w d"], window: Pair) -> Float[Array, "b windows n d"]:
     """Windows in raster order, and the tokens of each in raster order."""
     return rearrange(x, "b (gh h) (gw w) d -> b (gh gw) (h w) d", h=window[0], w=window[1])
 
@@ -152,8 +158,7 @@ class WindowAttention(nn.Module):
         width = x.shape[-1]
         half = (self.window[0] // 2, self.window[1] // 2)
         window, shift = window_and_shift(grid, self.window, half if shifted else (0, 0), self.rule)
-        lengths = zip(grid, window, strict=True)
-        padded = tuple(-(-length // side) * side for length, side in lengths)
+        padded = whole_windows(grid, window)
         padding = ((0, 0), (0, padded[0] - grid[0]), (0, padded[1] - grid[1]), (0, 0))
 
         x = rearrange(x, "b (h w) d -> b h w d", h=grid[0])
@@ -371,8 +376,8 @@ class Swin(nn.Module):
     def sizes(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """Width of the first stage, depths and heads."""
         row = lookup(SIZES, self.variant, "variant")
-        given = (self.width, self.depths, self.heads)
-        width, depths, heads = (default if own is None else own for own, default in zip(given, row, strict=True))
+        width = row[0] if self.width is None else self.width
+        depths, heads = (self.depths or row[1]), (self.heads or row[2])
         if len(depths) != len(heads):
             raise UserError(f"depths {tuple(depths)} and heads {tuple(heads)} must be of as many stages.")
         return width, tuple(depths), tuple(heads)

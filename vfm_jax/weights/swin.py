@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.models.swin import SIZES, Swin, log_offsets, region_mask, relative_index, window_and_shift
+from vfm_jax.models.swin import SIZES, Swin, log_offsets, region_mask, relative_index, whole_windows, window_and_shift
 from vfm_jax.weights.family import IMAGENET, Config, Family
 from vfm_jax.weights.rules import Buffer, Bundle, Rule, Shapes
 from vfm_jax.weights.vit import count_blocks, dense_rules, head_rules, linear_head, norm_rules, qkv_rules
@@ -177,7 +177,8 @@ def _table_windows(shapes: Shapes, naming: Naming, depths: tuple[int, ...]) -> l
                 return None
             windows.append(((side + 1) // 2, (side + 1) // 2))
         elif coordinates in shapes:
-            windows.append(tuple((side + 1) // 2 for side in shapes[coordinates][1:3]))
+            _, rows, columns, _ = shapes[coordinates]
+            windows.append(((rows + 1) // 2, (columns + 1) // 2))
         else:
             return None
     return windows
@@ -253,8 +254,9 @@ def _buffers(bundle: Bundle, naming: Naming) -> list[Buffer]:
     windows, trained = model.windows, model.trained_windows
     buffers = []
     for stage, i in _blocks(model):
-        grid = tuple(-(-side // (model.patch * 2**stage)) for side in bundle.image_size)
-        half = tuple(side // 2 if i % 2 else 0 for side in windows[stage])
+        rows, columns = (-(-side // (model.patch * 2**stage)) for side in bundle.image_size)
+        grid = (rows, columns)
+        half = (windows[stage][0] // 2, windows[stage][1] // 2) if i % 2 else (0, 0)
         window, shift = window_and_shift(grid, windows[stage], half, model.window_rule)
         block = naming.block.format(s=stage, i=i)
         own = f"{block}.{naming.parts['buffers']}"
@@ -265,8 +267,7 @@ def _buffers(bundle: Bundle, naming: Naming) -> list[Buffer]:
             table = table.reshape(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
             buffers.append(Buffer(f"{own}.relative_coords_table", table))
         if "attn_mask" in kinds and any(shift):
-            padded = tuple(-(-length // side) * side for length, side in zip(grid, window, strict=True))
-            mask = np.where(region_mask(padded, window, shift), np.float32(0), np.float32(-100))
+            mask = np.where(region_mask(whole_windows(grid, window), window, shift), np.float32(0), np.float32(-100))
             buffers.append(Buffer(f"{block}.attn_mask", mask))
     return buffers
 
@@ -283,6 +284,7 @@ def _hf_prefix(bundle: Bundle) -> str:
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     del given
+    config = config or {}
     version = 2 if config["model_type"] == "swinv2" else 1
     known = "embeddings.patch_embeddings.projection.weight"
     prefix = next(name for name in shapes if name.endswith(known)).removesuffix(known)
@@ -312,7 +314,7 @@ def _hf_config(bundle: Bundle) -> dict[str, Any]:
     if not isinstance(window, int):
         raise UserError(f"transformers' Swin has one square window for all stages; this one has {window}.")
     kind = "Swin" if model.version == 1 else "Swinv2"
-    config = {
+    config: dict[str, Any] = {
         "architectures": [f"{kind}ForImageClassification" if "head" in bundle.networks else f"{kind}Model"],
         "model_type": kind.lower(),
         "image_size": bundle.image_size[0] if len(set(bundle.image_size)) == 1 else list(bundle.image_size),

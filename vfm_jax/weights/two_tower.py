@@ -189,6 +189,7 @@ def _bundle(
 
 def _read_clip(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     del given
+    config = config or {}
     section = _section(config, "vision", _CLIP_VISION)
     projection = shapes.get("visual_projection.weight")
     image = {
@@ -226,6 +227,7 @@ def _text_spec(section: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
 
 def _read_siglip(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     del given
+    config = config or {}
     flexible = config["model_type"].startswith("siglip2")
     section = _section(config, "vision", _SIGLIP_VISION)
     pooled = f"{prefix_of(shapes, 'vision_model.')}head.probe" in shapes
