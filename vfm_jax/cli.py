@@ -1,11 +1,21 @@
-"""The command `vfm`: train, evaluate, report, inspect, and show a config.
+"""The command `vfm`: train, evaluate, report, inspect, show a config; weights in and out, and features of images.
 
     vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
     vfm eval    --workdir=DIR [--config.FIELD=VALUE ...] [--json]
+    vfm eval    --config=FILE[:ARG] --config.init.weights=PATH [--json]      public weights, without a run
     vfm report  --workdir=DIR
     vfm inspect --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
     vfm config  --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
 
+    vfm weights list [--json]                                   public checkpoints by name
+    vfm weights inspect PATH [--names] [--json]                 what a file holds, and how it would be read
+    vfm weights import PATH --out=DIR                           to a folder of ours
+    vfm weights export RUN_OR_PATH --format=hf|timm --out=DIR   to a folder that transformers or timm loads
+    vfm weights verify A B --images=DIR [--atol=1e-4]           layer by layer
+    vfm embed   --weights=PATH --data=DIR --out=FILE.npz|FILE.parquet
+
+PATH is a file, a folder, a name from `vfm weights list`, or hf:OWNER/REPOSITORY. Where a file does not tell, say
+--heads=N, --family=NAME or --image-size=N (inspect, import, verify, embed).
 `train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
@@ -25,10 +35,14 @@ Flags = dict[str, str]
 
 
 class Command(NamedTuple):
-    """A word of the command line: what it runs, and the flags it takes (True: a switch without a value)."""
+    """A word of the command line: what it runs, and the flags it takes (True: a switch without a value).
+
+    `words` are those that stand without dashes, in order; they are handed over as flags of these names.
+    """
 
     run: Callable[..., None]
     flags: Mapping[str, bool]
+    words: Sequence[str] = ()
 
 
 class _Mistake(Exception):
@@ -76,14 +90,29 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _dispatch(name: str, words: Sequence[str]) -> int:
+    if name == "weights":
+        words = list(words)
+        name = f"weights {words.pop(0)}" if words and not words[0].startswith("-") else name
     if name not in COMMANDS:
         raise _Mistake(f"no such command.{_nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}. See vfm --help.")
     command = COMMANDS[name]
+    own, words = _read_own_words(name, command.words, words)
     flags, overrides = _read_words(words, command.flags)
-    if command is not COMMANDS["report"]:
+    flags |= own
+    if name not in ("report", "weights list"):  # they compute nothing
         _set_up_jax()
     command.run(flags, overrides)
     return 0
+
+
+def _read_own_words(name: str, wanted: Sequence[str], words: Sequence[str]) -> tuple[Flags, Sequence[str]]:
+    """The words without dashes that the command begins with, by name, and the rest."""
+    given = {key: word for key, word in zip(wanted, words, strict=False) if not word.startswith("--")}
+    if missing := [key for key in wanted if key not in given]:
+        raise _Mistake(
+            f"there is no {missing[0].upper()}; write vfm {name} {' '.join(wanted).upper()} ... See vfm --help."
+        )
+    return given, words[len(wanted) :]
 
 
 def _read_words(words: Sequence[str], known: Mapping[str, bool]) -> tuple[Flags, list[tuple[str, str]]]:
@@ -326,7 +355,9 @@ def _comparison(evaluations: Mapping[str, Mapping[str, float]]) -> list[dict[str
 
 
 def _eval(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
-    workdir, recipe = _workdir(flags), _recipe(flags, overrides)
+    recipe = _recipe(flags, overrides)
+    public = "workdir" not in flags and bool(recipe.get("init", {}).get("weights"))
+    workdir = None if public else _workdir(flags)
     from vfm_jax.train.loop import evaluate
 
     step, figures = evaluate(recipe, workdir)
@@ -372,12 +403,132 @@ def _config(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
         print(f"config.{field} = {value!r}{note}")
 
 
+def _weights_list(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.weights.describe import checkpoint_table
+
+    _refuse(overrides)
+    _print(checkpoint_table(), flags, "Public checkpoints")
+
+
+def _weights_inspect(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.weights.describe import describe
+
+    _refuse(overrides)
+    rows, account = describe(flags["path"], names="names" in flags, **_given(flags))
+    _print(rows, flags, "" if "json" in flags else flags["path"])
+    if "json" not in flags:
+        print(account)
+
+
+def _weights_import(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.weights.describe import import_weights
+
+    _refuse(overrides)
+    account = import_weights(flags["path"], _needed(flags, "out"), **_given(flags))
+    print(account)
+    print(
+        f"Written to {flags['out']}: use it as config.init.weights, in load_pretrained, or with vfm weights export."
+    )
+
+
+def _weights_export(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.export.weights import export_weights
+
+    _refuse(overrides)
+    made = export_weights(flags["path"], _needed(flags, "format"), _needed(flags, "out"), **_given(flags))
+    for note in made.notes:
+        print(f"  {note}")
+    print(f"{made.tensors} tensors as {made.family} in {made.folder}.")
+
+
+def _weights_verify(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    import pathlib
+
+    from vfm_jax.core.errors import TrainingError
+    from vfm_jax.embed import list_images
+    from vfm_jax.weights.verify import verify
+
+    _refuse(overrides)
+    folder = pathlib.Path(_needed(flags, "images"))
+    files = [folder / name for name in list_images(folder)][: _number(flags, "count", 8)]
+    tolerance = {name: float(flags[name]) for name in ("rtol", "atol") if name in flags}
+    rows = verify(flags["a"], flags["b"], files, **tolerance, **_given(flags))
+    _print([row._asdict() for row in rows], flags, f"{flags['a']} and {flags['b']} on {len(files)} images")
+    if wrong := [row for row in rows if not row.agrees]:
+        raise TrainingError(
+            f"they differ by more than the tolerance from {wrong[0].name} on ({wrong[0].difference:.2e})."
+        )
+
+
+def _embed(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.embed import embed
+
+    _refuse(overrides)
+    more = {"batch_size": _number(flags, "batch-size", 64)} | ({"pool": flags["pool"]} if "pool" in flags else {})
+    weights, data, out = (_needed(flags, name) for name in ("weights", "data", "out"))
+    made = embed(weights, data, out, **more, **_given(flags))
+    again = f", {made.resumed:,} of them from before" if made.resumed else ""
+    print(f"{made.num_images:,} images{again}: {made.width} numbers each, in {made.path}.")
+    if made.bad:
+        name, reason = next(iter(made.bad.items()))
+        print(f"{len(made.bad)} could not be read ({name}: {reason}); all are in {made.path.name}.bad.jsonl.")
+
+
+def _refuse(overrides: Sequence[tuple[str, str]]) -> None:
+    if overrides:
+        raise _Mistake(f"--config.{overrides[0][0]} means nothing here: this command has no recipe.")
+
+
+def _needed(flags: Flags, name: str) -> str:
+    if name not in flags:
+        raise _Mistake(f"there is no --{name}; write --{name}={name.upper()}. See vfm --help.")
+    return flags[name]
+
+
+def _number(flags: Flags, name: str, default: int) -> int:
+    if name not in flags:
+        return default
+    if not flags[name].isdigit() or int(flags[name]) == 0:
+        raise _Mistake(f"--{name}={flags[name]}: expected a whole number, one or more.")
+    return int(flags[name])
+
+
+def _given(flags: Flags) -> dict[str, Any]:
+    """What the user says of a file that does not tell: keywords of `weights.load_pretrained`."""
+    given: dict[str, Any] = {}
+    if "image-size" in flags:
+        sides = flags["image-size"].replace("x", ",").split(",")
+        if not all(side.isdigit() for side in sides) or len(sides) > 2:
+            raise _Mistake(f"--image-size={flags['image-size']}: expected a number, or HEIGHTxWIDTH.")
+        given["image_size"] = int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    if "heads" in flags:
+        given["heads"] = _number(flags, "heads", 0)
+    return given | {name: flags[name] for name in ("family", "dtype") if name in flags}
+
+
+_FILE = {"heads": False, "family": False, "image-size": False}
+
 COMMANDS = {
     "train": Command(_train, {"config": False, "workdir": False, "json": True}),
     "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "json": True}),
     "config": Command(_config, {"config": False, "json": True}),
+    "weights list": Command(_weights_list, {"json": True}),
+    "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",)),
+    "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",)),
+    "weights export": Command(
+        _weights_export, {"format": False, "out": False, "family": False, "heads": False}, ("path",)
+    ),
+    "weights verify": Command(
+        _weights_verify,
+        {"images": False, "count": False, "rtol": False, "atol": False, "json": True, **_FILE},
+        ("a", "b"),
+    ),
+    "embed": Command(
+        _embed,
+        {"weights": False, "data": False, "out": False, "batch-size": False, "pool": False, "dtype": False, **_FILE},
+    ),
 }
 
 if __name__ == "__main__":

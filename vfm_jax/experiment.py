@@ -29,7 +29,8 @@ from vfm_jax.evaluators.interface import check_evaluator
 from vfm_jax.models import MODELS
 from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.interface import Objective, Variables
-from vfm_jax.optim import OPTIMIZERS, SCHEDULES, ema_momentum, make_optimizer, update_ema
+from vfm_jax.optim import OPTIMIZERS, SCHEDULES, ema_momentum, freeze_until, make_optimizer, update_ema
+from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe"]
 
@@ -62,6 +63,7 @@ class Experiment:
         loader: workers and threads of the data pipeline.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
         eval_views: the same for evaluation, without randomness.
+        initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
         sample: a host batch of two blank examples, for shapes.
         abstract_params: shapes of the parameters.
     """
@@ -74,6 +76,7 @@ class Experiment:
     loader: Mapping[str, Any]
     views: Callable[[jax.Array, Batch], Batch]
     eval_views: Callable[[jax.Array, Batch], Batch] | None
+    initialize: Callable[[Any, Any], tuple[Any, Any, str]] | None
     sample: Batch
     abstract_params: Any
     objective: Objective
@@ -138,6 +141,7 @@ def build_experiment(
     optimizer: Mapping[str, Any],
     schedule: Mapping[str, Any],
     mix: Mapping[str, Any] = {},
+    init: Mapping[str, Any] = {},
     title: str = "",
     seed: int = 0,
     total_steps: float | None = None,
@@ -168,6 +172,9 @@ def build_experiment(
         optimizer: by name with its keywords.
         schedule: learning rate by name; durations in steps, epochs, examples or percent (`warmup_epochs`).
         mix: mixup and CutMix of the finished views (keywords of `augment.mix.mixup_cutmix`); {} mixes nothing.
+        init: public weights to start from: {"weights": "dinov2_vits14", "freeze_epochs": 1}, see
+            `weights.initial.InitialWeights`; the encoder does not move for `freeze_steps` (or another unit). A
+            network {"name": "pretrained"} is the one that the file holds.
         title: one line for the report.
         seed: of everything random.
         total_steps: length of the run, here or in the next two units.
@@ -202,6 +209,7 @@ def build_experiment(
     check_batch_size(batch_size, device_mesh, num_micro_batches)
     check_batch_size(eval_batch_size, device_mesh)
 
+    start, networks = _initial(init, networks)
     built_networks = {role: _build_network(role, spec, dtype) for role, spec in networks.items()}
     built_objective = _build_objective(objective, built_networks)
     for name, spec in evals.items():
@@ -235,6 +243,9 @@ def build_experiment(
     abstract = _abstract_variables(built_objective, train_views, sample)
     _check_labels(source, networks, "config.networks")
     update = make_optimizer(abstract.params, optimizer, rate)
+    frozen_steps = read_duration(init, "freeze", clock, "config.init", 0)
+    if frozen_steps and stage == 0:
+        update = freeze_until(update, r"^encoder/", frozen_steps)
 
     evaluations = {}
     for name, spec in evals.items():
@@ -253,6 +264,7 @@ def build_experiment(
         loader=loader,
         views=train_views,
         eval_views=test_views,
+        initialize=_initializer(start, networks) if start else None,
         sample=sample,
         abstract_params=abstract.params,
         objective=built_objective,
@@ -305,6 +317,29 @@ def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
     check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
     sizes: dict[str, Any] = dict(mesh)
     return make_mesh(**sizes)
+
+
+def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> tuple[InitialWeights | None, Mapping[str, Any]]:
+    """Where the run starts from, if anywhere, and the networks with those that the file describes filled in."""
+    durations = {f"freeze_{unit}" for unit in UNITS}
+    fields = {name: value for name, value in init.items() if name not in durations}
+    if not fields.get("weights"):
+        if wanted := [role for role, spec in networks.items() if spec.get("name") == PRETRAINED]:
+            raise UserError(
+                f'config.networks.{wanted[0]} is "pretrained": say of which file or name with config.init.weights.'
+            )
+        return None, networks
+    check_fields(InitialWeights, fields, "config.init")
+    start = InitialWeights(**fields)
+    return start, start.networks(networks)
+
+
+def _initializer(start: InitialWeights, networks: Mapping[str, Any]) -> Callable[[Any, Any], tuple[Any, Any, str]]:
+    def initialize(params: Any, extra: Any) -> tuple[Any, Any, str]:
+        params, extra, account = start.load(params, extra, networks)
+        return params, extra, str(account)
+
+    return initialize
 
 
 def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:
@@ -435,6 +470,10 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {name: p.default for name, p in keywords(function).items() if name != "devices"}
         full[field] = defaults | dict(full[field] or {})
     due = {f"every_{unit}": None for unit in UNITS}
+    if full["init"]:
+        init = {name: p.default for name, p in keywords(InitialWeights).items() if p.default is not p.empty}
+        full["init"] = init | {f"freeze_{unit}": None for unit in UNITS} | dict(full["init"])
+        full["networks"] = _initial(full["init"], full.get("networks", {}))[1]
     full["networks"] = {role: _with_defaults(MODELS, spec) for role, spec in full.get("networks", {}).items()}
     full["evals"] = {
         name: _with_defaults(EVALUATORS, {"name": name} | due | dict(spec)) for name, spec in full["evals"].items()

@@ -104,6 +104,11 @@ class BiT(nn.Module):
             done *= stride
         return done
 
+    @property
+    def num_levels(self) -> int:
+        """How many stages there are to ask for by `levels`."""
+        return len(self.sizes[0])
+
     @nn.compact
     def __call__(
         self,

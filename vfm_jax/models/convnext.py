@@ -80,6 +80,11 @@ class ConvNeXt(nn.Module):
         """Pixels along one side of a cell of the last stage."""
         return self.stem_size * 2 ** (len(self.sizes[0]) - 1)
 
+    @property
+    def num_levels(self) -> int:
+        """How many stages there are to ask for by `levels`."""
+        return len(self.sizes[0])
+
     @nn.compact
     def __call__(
         self,

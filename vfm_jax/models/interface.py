@@ -13,9 +13,11 @@ class Encoder(Protocol):
 
     Attributes:
         patch_size: pixels along one side of what one token of `tokens` stands for.
+        num_levels: intermediate outputs there are to ask for, by the field `levels`.
     """
 
     patch_size: int
+    num_levels: int
 
     def __call__(
         self,

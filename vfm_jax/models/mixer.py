@@ -69,6 +69,11 @@ class Mixer(nn.Module):
         width, depth, token_dim, channel_dim = (own or default for own, default in zip(given, row, strict=True))
         return width, depth, token_dim, channel_dim
 
+    @property
+    def num_levels(self) -> int:
+        """How many blocks there are to ask for by `levels`."""
+        return self.sizes[1]
+
     @nn.compact
     def __call__(
         self,

@@ -92,6 +92,11 @@ class ResNet(nn.Module):
         stem = 4 if self.stem == "imagenet" else 1
         return stem * 2 ** (len(self.sizes[1]) - 1 + self.downsample_first)
 
+    @property
+    def num_levels(self) -> int:
+        """How many stages there are to ask for by `levels`."""
+        return len(self.sizes[1])
+
     @nn.compact
     def __call__(
         self,

@@ -388,6 +388,11 @@ class Swin(nn.Module):
         return self.patch * 2 ** (len(self.sizes[1]) - 1)
 
     @property
+    def num_levels(self) -> int:
+        """How many stages there are to ask for by `levels`."""
+        return len(self.sizes[1])
+
+    @property
     def windows(self) -> list[Pair]:
         """Rows and columns of each stage's windows."""
         return self._by_stage(self.window, "window")

@@ -66,6 +66,11 @@ class VGG(nn.Module):
         """Pixels along one side of a cell of the last stage."""
         return 2 ** len(self.sizes[0])
 
+    @property
+    def num_levels(self) -> int:
+        """How many stages there are to ask for by `levels`."""
+        return len(self.sizes[0])
+
     @nn.compact
     def __call__(
         self,

@@ -202,8 +202,19 @@ class ViT(nn.Module):
                 "norm_pooled normalises the mean of the patches or the class token: it needs "
                 f'pooling="mean" or "class", not {self.pooling!r}.'
             )
+        own_norms = self.class_norm or self.local_class_norm
+        if own_norms and (self.norm_pooled or not self.final_norm or not self.num_prefix_tokens):
+            raise UserError(
+                "class_norm and local_class_norm are of prefix tokens, beside the final norm of patches: they need "
+                "such tokens, final_norm=True and norm_pooled=False."
+            )
         if self.prefix_positions > self.num_prefix_tokens:
             raise UserError(f"prefix_positions={self.prefix_positions}, of {self.num_prefix_tokens} prefix tokens.")
+
+    @property
+    def num_levels(self) -> int:
+        """How many blocks there are to ask for by `levels`."""
+        return self.sizes[1]
 
     def setup(self) -> None:
         self._check()

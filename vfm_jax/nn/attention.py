@@ -23,8 +23,9 @@ def attend(
 ) -> Float[Array, "b n heads d"]:
     """softmax(q k / √d + bias) v, with the softmax in float32.
 
-    On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128, no bias); on
-    the CPU products over (b heads) n d, which its compiler runs fastest; elsewhere XLA's own form.
+    On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128, neither mask
+    nor bias: it takes those at even lengths alone); on the CPU products over (b heads) n d, which its compiler runs
+    fastest; elsewhere XLA's own form.
 
     Args:
         query: one row per token that looks.
@@ -45,7 +46,7 @@ def attend(
         return rearrange(mixed, "(b heads) n d -> b n heads d", heads=heads)
     width = query.shape[-1]
     fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
-    implementation = "cudnn" if fused and bias is None else "xla"
+    implementation = "cudnn" if fused and mask is None and bias is None else "xla"
     return jax.nn.dot_product_attention(
         query, key, value, bias, mask, is_causal=causal, implementation=implementation
     )

@@ -1,6 +1,6 @@
 """Where a token stands: sine-cosine tables, rotary angles, and relative positions."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.nn.resample import resample_relative_positions
+
+Places = TypeVar("Places", np.ndarray, jax.Array)
+
+
+def _module(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else jnp
 
 
 def places(grid: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
@@ -48,7 +54,7 @@ def sincos_2d_bigvision(grid: tuple[int, int], width: int) -> Float[np.ndarray, 
 SINCOS = {"sincos2d": sincos_2d, "sincos2d_bigvision": sincos_2d_bigvision}
 
 
-def sincos_at(place: np.ndarray | jax.Array, width: int, steps: float) -> np.ndarray | jax.Array:
+def sincos_at(place: Places, width: int, steps: float) -> Places:
     """The rows of such a table at given places, (..., 2) -> (..., d): ω_k = 10000^(-k / steps).
 
     Raises:
@@ -56,7 +62,7 @@ def sincos_at(place: np.ndarray | jax.Array, width: int, steps: float) -> np.nda
     """
     if width % 4:
         raise ValueError(f"Sine-cosine positions need a width that is a multiple of 4; found {width}.")
-    numpy = np if isinstance(place, np.ndarray) else jnp
+    numpy = _module(place)
     omega = 10000.0 ** -(np.arange(width // 4) / max(steps, 1)).astype(place.dtype)
     row, column = (
         place[..., axis, None] * numpy.broadcast_to(omega, (*place.shape[:-1], width // 4)) for axis in (0, 1)
@@ -99,9 +105,7 @@ def rope_periods(
     return min_period * (max_period / min_period) ** np.linspace(0, 1, head_dim // 4)
 
 
-def rope_coordinates(
-    place: np.ndarray | jax.Array, shape: np.ndarray | jax.Array, normalize: str
-) -> np.ndarray | jax.Array:
+def rope_coordinates(place: Places, shape: np.ndarray | jax.Array, normalize: str) -> Places:
     """Centres of patches as coordinates, (..., n, 2): -1 to 1 over the image.
 
     Args:
@@ -114,7 +118,7 @@ def rope_coordinates(
     """
     if normalize not in ("separate", "max", "min"):
         raise UserError(f"rope_normalize is separate, max or min; found {normalize!r}.")
-    shape = (np if isinstance(place, np.ndarray) else jnp).asarray(shape, place.dtype)
+    shape = _module(place).asarray(shape, place.dtype)
     if normalize != "separate":
         longest = shape.max(axis=-1, keepdims=True) if normalize == "max" else shape.min(axis=-1, keepdims=True)
         shape = longest + 0 * shape
@@ -148,7 +152,7 @@ def augment_coordinates(
 
 def rotation(coordinates: np.ndarray | jax.Array, periods: Float[np.ndarray, " k"]) -> Rotation:
     """Angles 2π x / period of each coordinate (#b n 2): rows then columns, and both once more for the other half."""
-    numpy = np if isinstance(coordinates, np.ndarray) else jnp
+    numpy = _module(coordinates)
     rate = (2 * np.pi / periods).astype(coordinates.dtype)
     row, column = (
         coordinates[..., axis, None] * numpy.broadcast_to(rate, (*coordinates.shape[:-1], len(rate)))
@@ -159,7 +163,7 @@ def rotation(coordinates: np.ndarray | jax.Array, periods: Float[np.ndarray, " k
 
 
 def rope(
-    place: np.ndarray | jax.Array,
+    place: Places,
     shape: np.ndarray | jax.Array,
     periods: Float[np.ndarray, " k"],
     normalize: str = "separate",
@@ -176,7 +180,7 @@ def rope(
         keys: one per example, to draw the augmentation; None draws none.
         augmentation: shift, jitter and rescale of `augment_coordinates`.
     """
-    coordinates = rope_coordinates(place, shape, normalize)
+    coordinates: Any = rope_coordinates(place, shape, normalize)
     if keys is not None and any(augmentation):
         coordinates = augment_coordinates(keys, jnp.asarray(coordinates, jnp.float32), *augmentation)
     return rotation(coordinates, periods)

@@ -5,7 +5,7 @@ to columns; it serves numpy arrays (loading) and traced ones (in the forward pas
 """
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -72,15 +72,18 @@ def resize_matrix(old: int, new: int, rule: str) -> Float[np.ndarray, "new old"]
     return matrix
 
 
-def _apply(rows: np.ndarray, columns: np.ndarray, table: Table) -> Table:
+def _apply(rows: np.ndarray, columns: np.ndarray, table: Any) -> Any:
     """rows · table · columnsᵀ over the first two axes."""
     if isinstance(table, np.ndarray):
         resized = np.einsum("ih,jw,hw...->ij...", rows, columns, table.astype(np.float64), optimize=True)
         return resized.astype(table.dtype)
-    rows, columns = jnp.asarray(rows, table.dtype), jnp.asarray(columns, table.dtype)
     highest = jax.lax.Precision.HIGHEST  # on a TPU the default rounds a float32 table to bfloat16
-    resized = jnp.einsum("ih,hw...->iw...", rows, table, precision=highest)
-    return jnp.einsum("jw,iw...->ij...", columns, resized, precision=highest)
+    resized = jnp.einsum("ih,hw...->iw...", jnp.asarray(rows, table.dtype), table, precision=highest)
+    return jnp.einsum("jw,iw...->ij...", jnp.asarray(columns, table.dtype), resized, precision=highest)
+
+
+def _module(table: Any) -> Any:
+    return np if isinstance(table, np.ndarray) else jnp
 
 
 def resample_positions(table: Float[Table, "gh gw d"], grid: tuple[int, int], rule: str) -> Float[Table, "h w d"]:
@@ -155,7 +158,7 @@ def adapt_channels(kernel: Float[Table, "h w c d"], channels: int, how: str) -> 
         raise UserError(f"Channels are adapted by repeat, mean or keep_first; found {how!r}.")
     if channels == old:
         return kernel
-    numpy = np if isinstance(kernel, np.ndarray) else jnp
+    numpy = _module(kernel)
     factor = np.asarray(old / channels, kernel.dtype)
     if how == "mean" or (how == "repeat" and channels == 1):
         mean = kernel.mean(axis=2, keepdims=True)
@@ -176,8 +179,8 @@ def resample_relative_positions(
     """
     if old_window == new_window:
         return table
-    old, new = (tuple(2 * length - 1 for length in window) for window in (old_window, new_window))
-    count = old[0] * old[1]
-    distances = resample_positions(table[:count].reshape(*old, -1), new, "bilinear").reshape(-1, table.shape[1])
-    numpy = np if isinstance(table, np.ndarray) else jnp
-    return numpy.concatenate([distances, table[count:]])
+    rows, columns = (2 * length - 1 for length in old_window)
+    new = (2 * new_window[0] - 1, 2 * new_window[1] - 1)
+    distances: Any = table[: rows * columns].reshape(rows, columns, -1)
+    distances = resample_positions(distances, new, "bilinear").reshape(-1, table.shape[1])
+    return _module(table).concatenate([distances, table[rows * columns :]])

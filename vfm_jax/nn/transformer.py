@@ -34,7 +34,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
+        dense: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
         hidden = Dense(self.hidden_dim, **dense, name="up")(x)
         hidden = ACTIVATIONS[self.activation](hidden)
         return Dense(self.width, **dense, name="down")(hidden)
@@ -55,7 +55,7 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
+        dense: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
         gate = ACTIVATIONS[self.activation](Dense(self.hidden_dim, **dense, name="gate")(x))
         hidden = gate * Dense(self.hidden_dim, **dense, name="up")(x)
         return Dense(self.width, **dense, name="down")(hidden)
@@ -129,7 +129,7 @@ class Block(nn.Module):
     ) -> Float[Array, "b n d"]:
         """The tokens after this block; `mask`, `bias`, `rope` and `where` as in `SelfAttention`."""
         keys1, keys2 = (None, None) if keys is None else _two_streams(keys)
-        told = dict(mask=mask, bias=bias, rope=rope, where=where)
+        told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
         if self.norm_order == "post":
             x = self.norm1(x + drop_path(keys1, self.scale1(self.attention(x, **told)), drop_rate))
             return self.norm2(x + drop_path(keys2, self.scale2(self.mlp(x)), drop_rate))
@@ -254,7 +254,7 @@ class Transformer(nn.Module):
             where: the tokens' places, for the blocks' own relative positions.
         """
         layers = self._layers(where)
-        told = dict(mask=mask, bias=bias, rope=rope, where=where)
+        told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
         keys = keys if self.drop_path > 0 else None
         wanted = [range(self.depth)[level] for level in levels]

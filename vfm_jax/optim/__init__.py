@@ -3,5 +3,6 @@
 from vfm_jax.optim.ema import ema_momentum, update_ema
 from vfm_jax.optim.optimizer import OPTIMIZERS, make_optimizer
 from vfm_jax.optim.schedules import SCHEDULES
+from vfm_jax.optim.transforms import freeze_until
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "ema_momentum", "make_optimizer", "update_ema"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "ema_momentum", "freeze_until", "make_optimizer", "update_ema"]

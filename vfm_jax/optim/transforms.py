@@ -4,6 +4,7 @@ Figures: CPU time of one update of ViT-S/16 (22 M parameters), jitted, one pinne
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,27 @@ def scale_by_lr_scale(leaves: Mapping[str, LeafSettings]) -> optax.GradientTrans
         return update if scale == 1.0 else scale * update
 
     return optax.stateless(lambda updates, params: map_named(one, updates))
+
+
+def freeze_until(
+    optimizer: optax.GradientTransformation, pattern: str, num_steps: int
+) -> optax.GradientTransformation:
+    """An optimizer that does not move the leaves whose names match `pattern` in its first `num_steps` updates.
+
+    Their moments follow the gradients meanwhile, so that the first update that counts is an ordinary one.
+    """
+    matches = re.compile(pattern).search
+
+    def init(params: Any) -> dict[str, Any]:
+        return {"count": jnp.zeros((), jnp.int32), "inner": optimizer.init(params)}
+
+    def update(updates: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+        updates, inner = optimizer.update(updates, state["inner"], params)
+        moves = state["count"] >= num_steps
+        held = map_named(lambda name, u: jnp.where(moves, u, jnp.zeros_like(u)) if matches(name) else u, updates)
+        return held, {"count": optax.safe_increment(state["count"]), "inner": inner}
+
+    return optax.GradientTransformation(init, update)
 
 
 def scale_by_trust_ratio(leaves: Mapping[str, LeafSettings], coefficient: float) -> optax.GradientTransformation:

@@ -47,11 +47,13 @@ class SavedParams(NamedTuple):
     Attributes:
         params: nested dict of numpy arrays.
         ema: likewise, their running average; {} where the run kept none.
+        statistics: network -> its batch statistics, likewise; {} where no network has any.
         meta: what was saved beside the state.
     """
 
     params: dict[str, Any]
     ema: dict[str, Any]
+    statistics: dict[str, Any]
     meta: dict[str, Any]
 
 
@@ -317,14 +319,16 @@ def restore_params(path: PathLike, *, log: Log = _warn) -> SavedParams:
             wanted = {
                 name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
                 for name, entry in manifest["leaves"].items()
-                if name.startswith(("params/", "ema/"))
+                if name.startswith(("params/", "ema/")) or re.match(r"extra/[^/]+/batch_stats/", name)
             }
             if not wanted:
                 raise UserError(
                     f"{candidate} has no params; its leaves are {', '.join(list(manifest['leaves'])[:5])}."
                 )
             trees = _nested(_read_arrays(candidate, manifest, wanted))
-            return SavedParams(trees.get("params", {}), trees.get("ema", {}), manifest["meta"])
+            return SavedParams(
+                trees.get("params", {}), trees.get("ema", {}), trees.get("extra", {}), manifest["meta"]
+            )
         except _Damaged as reason:
             log(f"Checkpoint {candidate} is not usable ({reason}).")
     raise UserError(f"No usable checkpoint in {path}; the lines above say why. Give another step or another copy.")

@@ -85,12 +85,16 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     return run.summary
 
 
-def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
+def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str] | None) -> tuple[int, dict[str, float]]:
     """Step and figures of the newest checkpoint in `workdir`, with the evaluators of the recipe.
 
+    Without a workdir, those of the public weights that the recipe starts from (`config.init`), at step 0.
+
     Raises:
-        UserError: no checkpoint, or the recipe has no evaluators.
+        UserError: no checkpoint and no such weights, or the recipe has no evaluators.
     """
+    if workdir is None:
+        return 0, _evaluate_public_weights(from_recipe(read_stages(recipe)[0].recipe))
     for stage in reversed(read_stages(recipe)):
         directory = pathlib.Path(workdir).absolute() / "checkpoints" / stage.name
         if directory.is_dir():
@@ -106,6 +110,17 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> tupl
     raise UserError(
         f"{workdir} has no checkpoint of this recipe. Train first: vfm train --config=... --workdir={workdir}"
     )
+
+
+def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
+    if experiment.initialize is None:
+        raise UserError("There is nothing to evaluate: give --workdir of a run, or --config.init.weights.")
+    if not experiment.evaluations:
+        raise UserError("The recipe has no config.evals: nothing to evaluate.")
+    blank, key, _ = _blank_state(experiment)
+    state, account = _with_public_weights(experiment, sharded_init(blank, experiment.rules, experiment.mesh, key))
+    print(account, flush=True)
+    return Judge(experiment).evaluate(state.variables, experiment.evaluations)
 
 
 def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -133,6 +148,8 @@ def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
     origin = recipe.get("start_from")
     if not origin:
         return None, ""
+    if recipe.get("init", {}).get("weights"):
+        raise UserError("The recipe sets both config.start_from and config.init.weights; keep one of them.")
     path = pathlib.Path(origin)
     if (before := read_json(path / "config.json")) and (path / "checkpoints").is_dir():  # a run: its last stage
         names = [stage.name for stage in read_stages(before)]
@@ -163,6 +180,9 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
             if donor is not None:
                 params, account = carry_over(state.params, donor, stage.carry, origin)
                 state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+                run.say(account)
+            elif experiment.initialize is not None:
+                state, account = _with_public_weights(experiment, state)
                 run.say(account)
         step_function = jax.jit(
             make_step(
@@ -218,6 +238,14 @@ def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainSta
     layout = shardings(shapes, experiment.mesh, experiment.rules)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
     return blank, key, abstract
+
+
+def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:
+    """A fresh state with the weights that the recipe starts from, and the account of every leaf."""
+    assert experiment.initialize is not None
+    params, extra, account = experiment.initialize(state.params, state.extra)
+    ema = jax.tree.map(jnp.copy, params) if state.ema else {}
+    return state.replace(params=params, extra=extra, ema=ema), account
 
 
 def _due(experiment: Experiment, step: int, start: int) -> list[str]:

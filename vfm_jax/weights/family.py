@@ -43,6 +43,7 @@ class Family(NamedTuple):
         rules: every leaf, for the bundle.
         buffers: tensors of the file that hold nothing learned.
         config: the `config.json` that goes with the tensors; None for a family that is only read.
+        encoders: names of the networks that its encoder, or its pair of towers, may be (keys of `models.MODELS`).
         mean_std: of the pixels where the folder does not say.
     """
 
@@ -53,3 +54,4 @@ class Family(NamedTuple):
     buffers: Callable[[Bundle], Sequence[Buffer]] = lambda bundle: ()
     config: Callable[[Bundle], dict[str, Any]] | None = None
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    encoders: tuple[str, ...] = ("vit",)

@@ -7,6 +7,8 @@ our leaf, and nothing is lost on the way: a file read and written again is equal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -55,10 +57,17 @@ class Rule(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A foreign tensor that holds nothing learned (a counter, an index table): known, not loaded, written as `value`."""
+    """A foreign tensor that holds nothing learned (a counter, an index table): known, not loaded, written as `value`.
+
+    Attributes:
+        tensor: its foreign name.
+        value: what an export writes.
+        checked: an import refuses a file in which it has another value: the model would compute something else.
+    """
 
     tensor: str
     value: np.ndarray
+    checked: bool = False
 
 
 class Bundle(NamedTuple):
@@ -115,20 +124,32 @@ def foreign_tensors(
         rules: of the family; the parts of a tensor are joined.
         leaves: (collection, leaf name) -> array.
     """
+    for name, array in _written(rules, leaves, np.concatenate):
+        yield name, np.asarray(array, order="C")
+
+
+def foreign_shapes(
+    rules: Sequence[Rule], shapes: Mapping[tuple[str, str], jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of those tensors, without making any."""
+    return jax.eval_shape(lambda leaves: dict(_written(rules, leaves, jnp.concatenate)), dict(shapes))
+
+
+def _written(rules: Sequence[Rule], leaves: Mapping[tuple[str, str], Any], join: Any) -> Iterator[tuple[str, Any]]:
     last = {name: i for i, rule in enumerate(rules) for name in rule.names}
-    waiting: dict[str, list[tuple[tuple[int, int, int | None], np.ndarray]]] = {}
+    waiting: dict[str, list[tuple[tuple[int, int, int | None], Any]]] = {}
     for i, rule in enumerate(rules):
         for name, piece in _pieces(rule, leaves[rule.collection, rule.leaf]):
             if rule.part is None:
-                yield name, np.ascontiguousarray(piece)
+                yield name, piece
                 continue
             waiting.setdefault(name, []).append((rule.part, piece))
             if last[name] == i:
                 parts = sorted(waiting.pop(name), key=lambda item: item[0][1])
-                yield name, np.concatenate([piece for _, piece in parts], axis=parts[0][0][0])
+                yield name, join([piece for _, piece in parts], axis=parts[0][0][0])
 
 
-def _pieces(rule: Rule, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _pieces(rule: Rule, leaf: Any) -> Iterator[tuple[str, Any]]:
     theirs = leaf
     if rule.pattern:
         left, right = (side.strip() for side in rule.pattern.split("->"))

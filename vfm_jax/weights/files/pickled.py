@@ -116,8 +116,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dty
     dtype = dtype or storage.dtype
     if dtype is None:
         raise Refused("a tensor has no type")
-    numbers = (offset, *shape, *strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else (None,)
-    if any(type(number) is not int for number in numbers) or len(shape) != len(strides):
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides):
+        raise Refused("a tensor has no shape")
+    numbers = (offset, *shape, *strides)
+    if any(type(number) is not int for number in numbers):
         raise Refused("a tensor has no shape")
     if len(shape) > MAX_DIMENSIONS or any(not 0 <= number < 1 << 62 for number in numbers):
         raise Refused(f"a tensor has the shape {str(shape)[:100]}, strides {str(strides)[:100]}, offset {offset}")

@@ -3,6 +3,7 @@
 Format: https://huggingface.co/docs/safetensors. Only the header is parsed; a tensor is a view of the file.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -111,8 +112,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{twice[:100]!r} is there twice")
     return found
 

@@ -121,7 +121,7 @@ def read_torch_stream(file: MappedFile) -> Contents:
                 raise Refused("a storage is a view of what is not there")
         return Storage(key, dtype, length, start, size)
 
-    def parse() -> dict[str, StridedTensor]:
+    def parse() -> tuple[dict[str, StridedTensor], list[str]]:
         if interpret(stream, none) != LEGACY_MAGIC or interpret(stream, none) != _LEGACY_PROTOCOL:
             raise Refused("it is of an unknown version")
         machine = interpret(stream, none)

@@ -1,0 +1,1 @@
+"""What leaves the project: trained weights in other people's formats."""

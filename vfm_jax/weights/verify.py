@@ -1,0 +1,94 @@
+"""Two sets of weights compared layer by layer on real images."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.weights.load import Pretrained, load_pretrained
+
+
+class Layer(NamedTuple):
+    """How far two networks are apart in one layer.
+
+    Attributes:
+        name: "level 0" (the first block or stage), ..., "tokens", "pooled", "logits".
+        difference: largest absolute difference.
+        scale: largest absolute value in the first network.
+        agrees: the difference is within the tolerance, everywhere.
+    """
+
+    name: str
+    difference: float
+    scale: float
+    agrees: bool
+
+
+def verify(
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    images: Sequence[Any],
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-4,
+    **given: Any,
+) -> list[Layer]:
+    """What every layer of two networks makes of the same images, compared.
+
+    Args:
+        first: weights; its preprocessing is used for both.
+        second: weights of the same architecture.
+        images: files, or what `Preprocess` takes.
+        rtol: tolerance relative to the value in the first.
+        atol: absolute tolerance.
+        **given: for `load_pretrained`, of both.
+
+    Raises:
+        UserError: the two have different layers, or outputs of different shapes.
+    """
+    loaded = [_with_levels(path, given) for path in (first, second)]
+    pixels = loaded[0].preprocessing(images)
+    outputs = [_outputs(model, variables, pixels) for model, variables, *_ in loaded]
+    if list(outputs[0]) != list(outputs[1]):
+        raise UserError(f"{first} gives {_listed(outputs[0])}; {second} gives {_listed(outputs[1])}: other layers.")
+    rows = []
+    for name, value in outputs[0].items():
+        other = outputs[1][name]
+        if value.shape != other.shape:
+            raise UserError(f"{name} is {value.shape} in {first} and {other.shape} in {second}.")
+        agrees = bool(np.isclose(other, value, rtol=rtol, atol=atol).all())
+        rows.append(Layer(name, float(np.abs(value - other).max()), float(np.abs(value).max()), agrees))
+    return rows
+
+
+def _listed(outputs: dict[str, np.ndarray]) -> str:
+    return ", ".join(outputs)
+
+
+def _with_levels(path: str | os.PathLike[str], given: dict[str, Any]) -> Pretrained:
+    encoder = encoder_of(load_pretrained(path, **given).model)
+    return load_pretrained(path, **given, levels=tuple(range(encoder.num_levels)))
+
+
+def encoder_of(model: nn.Module) -> Any:
+    """The image encoder of an assembly, or the image tower of a two-tower model."""
+    return model.encoder if hasattr(model, "encoder") else model.image
+
+
+def _outputs(model: nn.Module, variables: dict[str, Any], pixels: np.ndarray) -> dict[str, np.ndarray]:
+    two_towers = not hasattr(model, "encoder")
+
+    def run(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+        features = model.apply(variables, pixels, method="encode_image" if two_towers else None)
+        named = {f"level {i}": level for i, level in enumerate(features.levels)}
+        named |= {"tokens": features.tokens, "pooled": features.pooled}
+        if not two_towers and {"head", "token_head"} & variables["params"].keys():
+            named["logits"] = model.apply(variables, pixels, method="logits")
+        return named
+
+    made = jax.jit(run)(variables, pixels)
+    return {name: np.asarray(value) for name, value in made.items()}
