@@ -9,13 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.nn.resample import resample_relative_positions
+from vfm_jax.nn.resample import array_module, resample_relative_positions
 
 Places = TypeVar("Places", np.ndarray, jax.Array)
-
-
-def _module(array: Any) -> Any:
-    return np if isinstance(array, np.ndarray) else jnp
 
 
 def places(grid: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
@@ -62,7 +58,7 @@ def sincos_at(place: Places, width: int, steps: float) -> Places:
     """
     if width % 4:
         raise ValueError(f"Sine-cosine positions need a width that is a multiple of 4; found {width}.")
-    numpy = _module(place)
+    numpy = array_module(place)
     omega = 10000.0 ** -(np.arange(width // 4) / max(steps, 1)).astype(place.dtype)
     row, column = (
         place[..., axis, None] * numpy.broadcast_to(omega, (*place.shape[:-1], width // 4)) for axis in (0, 1)
@@ -118,7 +114,7 @@ def rope_coordinates(place: Places, shape: np.ndarray | jax.Array, normalize: st
     """
     if normalize not in ("separate", "max", "min"):
         raise UserError(f"rope_normalize is separate, max or min; found {normalize!r}.")
-    shape = _module(place).asarray(shape, place.dtype)
+    shape = array_module(place).asarray(shape, place.dtype)
     if normalize != "separate":
         longest = shape.max(axis=-1, keepdims=True) if normalize == "max" else shape.min(axis=-1, keepdims=True)
         shape = longest + 0 * shape
@@ -152,7 +148,7 @@ def augment_coordinates(
 
 def rotation(coordinates: np.ndarray | jax.Array, periods: Float[np.ndarray, " k"]) -> Rotation:
     """Angles 2π x / period of each coordinate (#b n 2): rows then columns, and both once more for the other half."""
-    numpy = _module(coordinates)
+    numpy = array_module(coordinates)
     rate = (2 * np.pi / periods).astype(coordinates.dtype)
     row, column = (
         coordinates[..., axis, None] * numpy.broadcast_to(rate, (*coordinates.shape[:-1], len(rate)))

@@ -82,7 +82,8 @@ def _apply(rows: np.ndarray, columns: np.ndarray, table: Any) -> Any:
     return jnp.einsum("jw,iw...->ij...", jnp.asarray(columns, table.dtype), resized, precision=highest)
 
 
-def _module(table: Any) -> Any:
+def array_module(table: Any) -> Any:
+    """numpy for its arrays, jax.numpy for all others: one formula for loading and for the forward pass."""
     return np if isinstance(table, np.ndarray) else jnp
 
 
@@ -158,7 +159,7 @@ def adapt_channels(kernel: Float[Table, "h w c d"], channels: int, how: str) -> 
         raise UserError(f"Channels are adapted by repeat, mean or keep_first; found {how!r}.")
     if channels == old:
         return kernel
-    numpy = _module(kernel)
+    numpy = array_module(kernel)
     factor = np.asarray(old / channels, kernel.dtype)
     if how == "mean" or (how == "repeat" and channels == 1):
         mean = kernel.mean(axis=2, keepdims=True)
@@ -183,4 +184,4 @@ def resample_relative_positions(
     new = (2 * new_window[0] - 1, 2 * new_window[1] - 1)
     distances: Any = table[: rows * columns].reshape(rows, columns, -1)
     distances = resample_positions(distances, new, "bilinear").reshape(-1, table.shape[1])
-    return _module(table).concatenate([distances, table[rows * columns :]])
+    return array_module(table).concatenate([distances, table[rows * columns :]])
