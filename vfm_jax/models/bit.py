@@ -140,7 +140,7 @@ class BiT(nn.Module):
         if not self.preactivation:  # as in HF, where the statistics of this norm count the margin
             x = style.norm_and_activate(x, "stem_norm")
         x = max_pool(x, 3, 2, padding, fill) if pool else x
-        maps = {"stem": x}
+        maps: dict[Level, jax.Array] = {"stem": x}
         rates, first = drop_rates(self.drop_path, depths), 0
         block = _PreactivationBlock if self.preactivation else _PostactivationBlock
         for i, (stride, dilation) in enumerate(self.strides):

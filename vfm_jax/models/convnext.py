@@ -106,7 +106,7 @@ class ConvNeXt(nn.Module):
         side = self.stem_size
         x = Conv(widths[0], side, side, 0, kernel_init=_INIT, dtype=self.dtype, name="stem")(image)
         x = LayerNorm(self.norm_epsilon, self.dtype, name="stem_norm")(x)
-        maps = {"stem": x}
+        maps: dict[Level, jax.Array] = {"stem": x}
         for i, width in enumerate(widths):
             stage = _Stage(
                 width, i > 0, rates[i], sum(depths[:i]), self.activation, self.layer_scale, self.grn,

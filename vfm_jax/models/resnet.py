@@ -128,7 +128,7 @@ class ResNet(nn.Module):
         x = activate(style.norm("stem_norm")(x, train=train))
         if self.stem == "imagenet":
             x = max_pool(x, 3, 2, 1)
-        maps = {"stem": x}
+        maps: dict[Level, jax.Array] = {"stem": x}
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             stride = 2 if i > 0 or self.downsample_first else 1
             x = maps[i] = _Stage(style, width, depth, stride, name=f"stage_{i}")(x, train)

@@ -112,6 +112,7 @@ def _rules(bundle: Bundle, naming: Naming, *, convolved_head: bool) -> list[Rule
 
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    assert config is not None  # it has the model_type
     del given
     options = hf_options(config, shapes, "bit.")
     naming = _hf_naming(options["prefix"])
@@ -124,7 +125,7 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
         "padding": "same" if same else None,
         "stem_pool": {(1, 0): "none", (1, 1): "same", (0, 0): "zeros", (0, 1): "zeros_same"}[same, dynamic],
         "preactivation": preactivation,
-        "activation": activation(config | {"hidden_act": config.get("hidden_act", "relu")}),
+        "activation": activation({"hidden_act": "relu", **config}),
         "output_stride": config.get("output_stride", 32),
         "dilate": not preactivation,  # theirs drops the dilation of pre-activation blocks
         "standardize_epsilon": 1e-8,
@@ -243,8 +244,8 @@ _BIG_VISION = NpzNaming(
 _AUTHORS = NpzNaming(
     stem="resnet/root_block/standardized_conv2d/kernel",
     block="resnet/block{i}/unit{j:02d}/",
-    conv=tuple(f"{part}/standardized_conv2d/kernel" for part in "abc"),
-    norm=tuple(f"{part}/group_norm/" for part in "abc"),
+    conv=("a/standardized_conv2d/kernel", "b/standardized_conv2d/kernel", "c/standardized_conv2d/kernel"),
+    norm=("a/group_norm/", "b/group_norm/", "c/group_norm/"),
     shortcut="a/proj/standardized_conv2d/kernel",
     norm_leaves=("gamma", "beta"),
     final_norm="resnet/group_norm/",
@@ -259,7 +260,7 @@ def _npz_prefix(shapes: Shapes, naming: NpzNaming) -> str | None:
 
 
 def _read_npz(config: Config | None, shapes: Shapes, given: Mapping[str, Any], naming: NpzNaming) -> Bundle:
-    prefix = _npz_prefix(shapes, naming)
+    prefix = _npz_prefix(shapes, naming) or ""
     depths, widths = [], []
     while (name := prefix + naming.part(len(depths), 0, naming.conv[2])) in shapes:
         i, j = len(depths), 0

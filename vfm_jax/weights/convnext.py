@@ -201,6 +201,7 @@ def _block_rules(model: ConvNeXt, leaf: str, block: str, naming: Naming, convolv
 
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    assert config is not None  # it has the model_type
     del given
     base = f"{config['model_type']}."
     options = hf_options(config, shapes, base)
@@ -254,6 +255,7 @@ def _hf_family(version: int) -> Family:
 
 
 def _read_hf_dinov3(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    assert config is not None  # it has the model_type
     del given
     encoder = _encoder(shapes, _HF_DINOV3) | {
         "mean_token": True,

@@ -34,7 +34,7 @@ def counters(bundle: Bundle, rules: Sequence[Rule]) -> list[Buffer]:
     """PyTorch's count of the batches that each batch norm has seen, which nothing reads."""
     if not bundle.options.get("counters", True):
         return []
-    means = [rule.tensors[0] for rule in rules if rule.leaf.endswith("/norm/mean")]
+    means = [rule.names[0] for rule in rules if rule.leaf.endswith("/norm/mean")]
     return [Buffer(name.removesuffix("running_mean") + COUNTER, np.zeros((), np.int64)) for name in means]
 
 

@@ -91,7 +91,7 @@ def _timm_config(bundle: Bundle) -> dict[str, Any]:
     refuse(model.activation != "gelu", program, f"the activation {model.activation!r}")
     refuse(model.norm_epsilon != 1e-6, program, f"a norm_epsilon of {model.norm_epsilon}")
     arguments = {"img_size": list(bundle.image_size), "mlp_ratio": [token_dim / width, channel_dim / width]}
-    return timm_config(bundle, f"mixer_{name.lower()}{model.patch_size}_224", width, arguments)
+    return timm_config(bundle, f"mixer_{str(name).lower()}{model.patch_size}_224", width, arguments)
 
 
 # -------------------------------------------------------------------------------------------------------- big_vision
@@ -103,7 +103,7 @@ def _prefix(shapes: Shapes) -> str | None:
 
 
 def _read_npz(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
-    prefix = _prefix(shapes)
+    prefix = _prefix(shapes) or ""
     tokens, token_dim = shapes[f"{prefix}MixerBlock_0/token_mixing/Dense_0/kernel"]
     width, channel_dim = shapes[f"{prefix}MixerBlock_0/channel_mixing/Dense_0/kernel"]
     patch_size, _, channels, _ = shapes[f"{prefix}stem/kernel"]

@@ -76,13 +76,14 @@ def _encoder(shapes: Shapes, naming: Naming) -> dict[str, Any]:
         UserError: an architecture that shares the names and is another.
     """
 
-    def kernel(*place: int) -> tuple[int, ...] | None:
-        return shapes.get(f"{naming.part(0, *place)}.weight")
+    def kernel(i: int, j: int, k: int) -> tuple[int, ...]:
+        """Its shape; empty where there is none."""
+        return shapes.get(f"{naming.part(0, i, j, k)}.weight", ())
 
     stem = shapes.get(f"{naming.stem[0]}.weight")
     if not stem or stem[2:] != (7, 7) or f"{naming.stem[1]}.running_mean" not in shapes:
         raise UserError("This ResNet has another stem than one 7 x 7 convolution with batch norm; not known here.")
-    depths, widths, layers = [], [], 2 if kernel(0, 0, 2) is None else 3
+    depths, widths, layers = [], [], 3 if kernel(0, 0, 2) else 2
     while kernel(len(depths), 0, 0):
         i, j = len(depths), 0
         while kernel(i, j, 0):
@@ -95,7 +96,7 @@ def _encoder(shapes: Shapes, naming: Naming) -> dict[str, Any]:
     pooled = [
         name for name, shape in shapes.items() if name.endswith(naming.shortcut[1] + ".weight") and len(shape) == 4
     ]
-    if strange or pooled or inner[1] != kernel(0, 0, 0)[0]:
+    if strange or pooled or not inner or inner[1] != kernel(0, 0, 0)[0]:
         raise UserError(
             "This is a relative of ResNet (grouped convolutions, pooled shortcuts or attention over channels), which "
             "is not known here. Known are basic and bottleneck blocks of version 1.5, wide ones included."
@@ -148,6 +149,7 @@ def _check_export(model: ResNet, program: str) -> None:
 
 
 def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    assert config is not None  # it has the model_type
     del given
     options = hf_options(config, shapes, "resnet.")
     naming = _hf_naming(options["prefix"])
@@ -158,7 +160,7 @@ def _read_hf(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) ->
     ):
         if config.get(theirs, False):
             encoder[ours] = True
-    act = activation(config | {"hidden_act": config.get("hidden_act", "relu")})
+    act = activation({"hidden_act": "relu", **config})
     if act != "relu":  # theirs is of the stem and the sums alone
         encoder |= {"activation": act, "inner_activation": "relu"}
     return _bundle(encoder, shapes, naming, hf_image_size(config), options)

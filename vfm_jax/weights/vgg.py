@@ -106,8 +106,8 @@ def _rules(bundle: Bundle, modules: tuple[str, str, str]) -> list[Rule]:
         kernel, bias = dense_rules("encoder/hidden_0", modules[0])
         rules += [kernel._replace(pattern=window, sizes={} if convolved else {"h": 7, "w": 7}), bias]
         kernel, bias = dense_rules("encoder/hidden_1", modules[1])
-        flat = {"pattern": "o i h w -> (i h w) o", "sizes": {"h": 1, "w": 1}} if convolved else {}
-        rules += [kernel._replace(**flat), bias]
+        flat = kernel._replace(pattern="o i h w -> (i h w) o", sizes={"h": 1, "w": 1})
+        rules += [flat if convolved else kernel, bias]
     return rules + head_rules(bundle, {"head": modules[2]})
 
 
