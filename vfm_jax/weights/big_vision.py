@@ -34,7 +34,7 @@ def _block_names(shapes: Shapes, prefix: str) -> tuple[dict[str, str], bool]:
 
 
 def _prefix(shapes: Shapes) -> str | None:
-    """ "" for an image model, "img/" for the image tower of a two-tower file."""
+    """What the names begin with: nothing, or "img/" for the image tower of a two-tower file."""
     return next((prefix for prefix in ("", "img/") if f"{prefix}Transformer/encoder_norm/scale" in shapes), None)
 
 

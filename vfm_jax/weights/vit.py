@@ -15,7 +15,9 @@ Names = Mapping[str, str]
 SEPARATE_QKV = "three (heads e) d -> d three heads e"
 FUSED_QKV = "(three heads e) d -> d three heads e"
 
-HEADS_BY_WIDTH = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
+# Heads of 64 channels, but for the widest (the papers' and timm's models).
+HEADS_BY_WIDTH = {192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16}
+HEADS_BY_WIDTH |= {1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32}
 
 
 class _Known(dict):

@@ -108,7 +108,7 @@ def _read(origin: Origin, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     own = _below(shapes, wrapper)
     width = own["patch_embed.proj.weight"][0]
     known = {"heads": origin.heads.get(width), **given}
-    spec, image_size = read_encoder(_as_timm(own), known, {}, given.get("image_size"))
+    spec, image_size = read_encoder(_as_timm(own), known, given.get("image_size"))
     spec |= {
         "pooling": "class" if spec["class_token"] else "mean",
         "class_norm": "cls_norm.weight" in own,

@@ -42,6 +42,10 @@ NAMES = {
 # timm gives most of its SigLIP models, which it calls ..._siglip_224 and so on, the exact one.
 _SIGLIP = re.compile(r"_siglip_(gap_)?\d+")
 _SIGLIP_TANH = re.compile(r"so400m_patch16|giantopt|base_patch32|large_patch16_siglip_(gap_)?512")
+# What differs from `HEADS_BY_WIDTH`; and models of these names whose rotary positions or order of norms are not here.
+_HEADS = {"_siglip": {1536: 16}, "dinov3": {1280: 20}, "aimv2": {1024: 8, 1536: 12, 2048: 16, 3072: 24}}
+_HEADS |= {"vit_base_patch16_gap_224": {768: 16}}
+_OTHERS = re.compile(r"rope|vit_pe_|_rpn|eva02")
 _POOLING = {"token": "class", "avg": "mean", "map": "attention"}
 _THEIR_POOLING = {ours: theirs for theirs, ours in _POOLING.items()}
 
@@ -75,7 +79,7 @@ def _table(
     )
 
 
-def heads_of(shapes: Shapes, width: int, given: Mapping[str, Any], args: Mapping[str, Any] = {}) -> int:
+def heads_of(shapes: Shapes, width: int, given: Mapping[str, Any]) -> int:
     """Attention heads, which no tensor of a fused attention shows.
 
     Raises:
@@ -83,9 +87,10 @@ def heads_of(shapes: Shapes, width: int, given: Mapping[str, Any], args: Mapping
     """
     if "blocks.0.attn.q_norm.weight" in shapes:
         return width // shapes["blocks.0.attn.q_norm.weight"][0]
-    if "blocks.0.attn.relative_position_bias_table" in shapes:
-        return shapes["blocks.0.attn.relative_position_bias_table"][1]
-    heads = given.get("heads") or args.get("num_heads") or HEADS_BY_WIDTH.get(width)
+    for table in ("blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"):
+        if table in shapes:
+            return shapes[table][1]
+    heads = given.get("heads") or HEADS_BY_WIDTH.get(width)
     if not heads:
         raise UserError(
             f"The file does not say how many attention heads its {width} channels have. Say heads=N; "
@@ -95,7 +100,7 @@ def heads_of(shapes: Shapes, width: int, given: Mapping[str, Any], args: Mapping
 
 
 def read_encoder(
-    shapes: Shapes, given: Mapping[str, Any], args: Mapping[str, Any], image_size: tuple[int, int] | None
+    shapes: Shapes, given: Mapping[str, Any], image_size: tuple[int, int] | None
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """Every field of a `ViT` that the tensors under these names show, and the image size of its position table."""
     width, _, patch_size, _ = shapes["patch_embed.proj.weight"]
@@ -108,7 +113,7 @@ def read_encoder(
     tokens = {"class_token": "cls_token", "distillation_token": "dist_token", "mask_token": "mask_token"}
     spec: dict[str, Any] = {
         "name": "vit",
-        **variant_of(width, depth, down, heads_of(shapes, width, given, args), patch_size),
+        **variant_of(width, depth, down, heads_of(shapes, width, given), patch_size),
         **{field: name in shapes for field, name in tokens.items()},
         "registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
         "patch_bias": "patch_embed.proj.bias" in shapes,
@@ -129,7 +134,7 @@ def read_encoder(
         spec |= {"norm_input": "tokens", "norm_epsilon": 1e-5}
     for scale in ("ls1.gamma", "gamma_1"):
         if block + scale in shapes:
-            spec["layer_scale"] = args.get("init_values") or 1e-5
+            spec["layer_scale"] = given.get("layer_scale") or 1e-5
     if f"{block}attn.relative_position_bias_table" in shapes:
         spec["relative_positions"] = "block"
     elif "rel_pos_bias.relative_position_bias_table" in shapes:
@@ -149,7 +154,13 @@ def _read(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bu
     architecture = config.get("architecture", "")
     size = given.get("image_size") or args.get("img_size") or cfg.get("input_size", (0, 0, 0))[1:]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    spec, image_size = read_encoder(shapes, given, args, size if all(size) and size else None)
+    if "dinov3" not in architecture and (other := _OTHERS.search(architecture)):
+        raise UserError(f"{architecture} is a ViT of another kind ({other[0].strip('_')}), which is not known here.")
+    width = shapes["patch_embed.proj.weight"][0]
+    named = (heads[width] for part, heads in _HEADS.items() if part in architecture and width in heads)
+    known = {"heads": args.get("num_heads") or next(named, None), "layer_scale": args.get("init_values")}
+    known |= {name: value for name, value in given.items() if value is not None}
+    spec, image_size = read_encoder(shapes, known, size if all(size) and size else None)
     eva = "blocks.0.gamma_1" in shapes and "blocks.0.attn.relative_position_bias_table" not in shapes
     if eva and "pos_embed" not in shapes and "rel_pos_bias.relative_position_bias_table" not in shapes:
         spec |= {"positions": "rope", "rope_base": float(args.get("rope_temperature", 100.0)), "norm_epsilon": 1e-5}
@@ -162,7 +173,8 @@ def _read(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bu
     if "head_dist.weight" in shapes:
         networks["distillation_head"] = linear_head(shapes["head_dist.weight"][0])
     # Eva's names, though the model is the same
-    options = {"architecture": architecture, "eva": eva, "pretrained_cfg": cfg}
+    assumed = () if known["heads"] else (f"{vit(spec).sizes[3]} attention heads (the usual for width {width})",)
+    options = {"architecture": architecture, "eva": eva, "pretrained_cfg": cfg, "assumed": assumed}
     channels = shapes["patch_embed.proj.weight"][1]
     return Bundle(networks, image_size, channels, options)
 
@@ -174,7 +186,8 @@ def _activation(architecture: str, args: Mapping[str, Any], pooling: str) -> str
         return "quick_gelu"
     if _SIGLIP.search(architecture):
         return "gelu_tanh" if _SIGLIP_TANH.search(architecture) else "gelu"
-    return "gelu_tanh" if pooling == "attention" else "gelu"
+    of_timm = re.search(r"_\d{3}(_|$)", architecture)  # its names end in an image size
+    return "gelu_tanh" if pooling == "attention" and not of_timm else "gelu"
 
 
 def _read_pooling(config: Config, shapes: Shapes, args: Mapping[str, Any]) -> dict[str, Any]:
