@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has left (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return 130
 
 
 def _run(argv: list[str]) -> int:
@@ -74,7 +77,8 @@ def _run(argv: list[str]) -> int:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        print(f"vfm {argv[0]}: {error}", file=sys.stderr)
+        name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
+        print(f"vfm {name}: {error}", file=sys.stderr)
         return code
 
 
@@ -94,6 +98,9 @@ def _dispatch(name: str, words: Sequence[str]) -> int:
         words = list(words)
         name = f"weights {words.pop(0)}" if words and not words[0].startswith("-") else name
     if name not in COMMANDS:
+        if name.split()[0] == "weights":
+            listed = [word.split()[1] for word in COMMANDS if word.startswith("weights ")]
+            raise _Mistake(f"say what to do: vfm weights {', '.join(listed[:-1])} or {listed[-1]}. See vfm --help.")
         raise _Mistake(f"no such command.{_nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}. See vfm --help.")
     command = COMMANDS[name]
     own, words = _read_own_words(name, command.words, words)
@@ -213,11 +220,19 @@ def override(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], or
     Raises:
         UserError: a path that the recipe does not have (naming the nearest), or a value of another type.
     """
+    from vfm_jax.experiment import complete, with_init
+
+    of_init = [(path, text) for path, text in overrides if path.split(".")[0] == "init"]
+    others = [(path, text) for path, text in overrides if path.split(".")[0] != "init"]
+    begun = _overridden({"init": {}} | with_init(recipe), of_init, origin)  # first: it may fill in the networks
+    return _overridden(complete(begun), others, origin)
+
+
+def _overridden(recipe: Mapping[str, Any], overrides: Sequence[tuple[str, str]], origin: str) -> dict[str, Any]:
     from vfm_jax.core.durations import other_units
     from vfm_jax.core.errors import UserError
-    from vfm_jax.experiment import complete
 
-    full = _thaw(complete(recipe))
+    full = _thaw(recipe)
     for path, text in overrides:
         place: Any = full
         *parents, field = path.split(".")
@@ -442,8 +457,6 @@ def _weights_export(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
 
 
 def _weights_verify(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
-    import pathlib
-
     from vfm_jax.core.errors import TrainingError
     from vfm_jax.embed import list_images
     from vfm_jax.weights.verify import verify
@@ -451,7 +464,7 @@ def _weights_verify(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     _refuse(overrides)
     folder = pathlib.Path(_needed(flags, "images"))
     files = [folder / name for name in list_images(folder)][: _number(flags, "count", 8)]
-    tolerance = {name: float(flags[name]) for name in ("rtol", "atol") if name in flags}
+    tolerance = {name: _tolerance(flags, name) for name in ("rtol", "atol") if name in flags}
     rows = verify(flags["a"], flags["b"], files, **tolerance, **_given(flags))
     _print([row._asdict() for row in rows], flags, f"{flags['a']} and {flags['b']} on {len(files)} images")
     if wrong := [row for row in rows if not row.agrees]:
@@ -491,6 +504,16 @@ def _number(flags: Flags, name: str, default: int) -> int:
     if not flags[name].isdigit() or int(flags[name]) == 0:
         raise _Mistake(f"--{name}={flags[name]}: expected a whole number, one or more.")
     return int(flags[name])
+
+
+def _tolerance(flags: Flags, name: str) -> float:
+    try:
+        value = float(flags[name])
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise _Mistake(f"--{name}={flags[name]}: expected a number, 0 or more, such as 1e-4.")
+    return value
 
 
 def _given(flags: Flags) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vfm_jax.weights.load import Pretrained, load_pretrained
 
 T = TypeVar("T")
 ENDINGS = (".npz", ".parquet")
-PART_IMAGES = 4096  # images a part holds: what is lost at most when the process is killed
+PART_IMAGES = 512  # images a part holds: what is lost at most when the process is killed
 
 
 class Embedded(NamedTuple):
@@ -81,6 +81,7 @@ def embed(
     say(str(loaded.account))
     parts = out.with_name(f"{out.name}.parts")
     made_with = {"weights": str(weights), "pool": pool, "given": {k: str(v) for k, v in sorted(given.items())}}
+    made_with["part_images"] = PART_IMAGES
     made_with["files"] = hashlib.sha256("\n".join(files).encode()).hexdigest()
     _claim(parts, made_with)
     resumed = _run(loaded, data, files, parts, batch_size, pool)
@@ -113,7 +114,8 @@ def _claim(parts: pathlib.Path, made_with: dict[str, Any]) -> None:
     if record.is_file():
         if json.loads(record.read_text()) != made_with:
             raise UserError(
-                f"{parts} holds parts of another call (other weights, options, images). Remove it, or give another --out."
+                f"{parts} holds parts of another call (other weights, options or images). Remove it, or give another "
+                "--out."
             )
         return
     parts.mkdir(parents=True, exist_ok=True)
@@ -226,9 +228,11 @@ def _join(parts: pathlib.Path, out: pathlib.Path, resumed: int) -> Embedded:
     else:
         _write_parquet(temporary, ids, features)
     temporary.rename(out)
+    listed = out.with_name(f"{out.name}.bad.jsonl")
+    listed.unlink(missing_ok=True)
     if bad:
         lines = (json.dumps({"id": name, "reason": reason}) for name, reason in bad.items())
-        out.with_name(f"{out.name}.bad.jsonl").write_text("\n".join(lines) + "\n")
+        listed.write_text("\n".join(lines) + "\n")
     shutil.rmtree(parts)
     return Embedded(out, len(ids), features.shape[1], bad, resumed)
 

@@ -209,7 +209,12 @@ def build_experiment(
     check_batch_size(batch_size, device_mesh, num_micro_batches)
     check_batch_size(eval_batch_size, device_mesh)
 
-    start, networks = _initial(init, networks)
+    start = _initial(init, networks)
+    networks, views, eval_views = (
+        (start.networks(networks), start.views(views), start.views(eval_views))
+        if start
+        else (networks, views, eval_views)
+    )
     built_networks = {role: _build_network(role, spec, dtype) for role, spec in networks.items()}
     built_objective = _build_objective(objective, built_networks)
     for name, spec in evals.items():
@@ -319,19 +324,45 @@ def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
     return make_mesh(**sizes)
 
 
-def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> tuple[InitialWeights | None, Mapping[str, Any]]:
-    """Where the run starts from, if anywhere, and the networks with those that the file describes filled in."""
+def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> InitialWeights | None:
+    """Where the run starts from, if anywhere."""
     durations = {f"freeze_{unit}" for unit in UNITS}
     fields = {name: value for name, value in init.items() if name not in durations}
-    if not fields.get("weights"):
+    if not init:
         if wanted := [role for role, spec in networks.items() if spec.get("name") == PRETRAINED]:
             raise UserError(
                 f'config.networks.{wanted[0]} is "pretrained": say of which file or name with config.init.weights.'
             )
-        return None, networks
+        return None
+    if not fields.get("weights"):
+        raise UserError(
+            "config.init does not say of which weights. Give a file, a folder or a name (vfm weights list) with "
+            "--config.init.weights=PATH, or --config.init=None to start fresh."
+        )
     check_fields(InitialWeights, fields, "config.init")
-    start = InitialWeights(**fields)
-    return start, start.networks(networks)
+    return InitialWeights(**fields)
+
+
+def with_init(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the defaults of `config.init` written out, where it has one."""
+    if not recipe.get("init"):
+        return dict(recipe)
+    defaults = {name: p.default for name, p in keywords(InitialWeights).items() if p.default is not p.empty}
+    return {**recipe, "init": defaults | {f"freeze_{unit}": None for unit in UNITS} | dict(recipe["init"])}
+
+
+def with_pretrained(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the networks and the views that its public weights describe written out.
+
+    Raises:
+        UserError: there are no such weights, or they do not tell.
+    """
+    networks = recipe.get("networks", {})
+    start = _initial(recipe.get("init", {}), networks)
+    if start is None:
+        return dict(recipe)
+    views = {field: start.views(recipe[field]) for field in ("views", "eval_views") if field in recipe}
+    return {**recipe, "networks": start.networks(networks), **views}
 
 
 def _initializer(start: InitialWeights, networks: Mapping[str, Any]) -> Callable[[Any, Any], tuple[Any, Any, str]]:
@@ -470,10 +501,7 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {name: p.default for name, p in keywords(function).items() if name != "devices"}
         full[field] = defaults | dict(full[field] or {})
     due = {f"every_{unit}": None for unit in UNITS}
-    if full["init"]:
-        init = {name: p.default for name, p in keywords(InitialWeights).items() if p.default is not p.empty}
-        full["init"] = init | {f"freeze_{unit}": None for unit in UNITS} | dict(full["init"])
-        full["networks"] = _initial(full["init"], full.get("networks", {}))[1]
+    full = with_pretrained(with_init(full))
     full["networks"] = {role: _with_defaults(MODELS, spec) for role, spec in full.get("networks", {}).items()}
     full["evals"] = {
         name: _with_defaults(EVALUATORS, {"name": name} | due | dict(spec)) for name, spec in full["evals"].items()

@@ -10,7 +10,8 @@ DIR/{train,test}/CLASS/*.png:
               --workdir=runs/continued
 
 The first gives the accuracy of its own classifier, and k-NN and a linear probe on its features. The second continues
-pretraining from it (":simclr" likewise); with --config.init=None it starts fresh, for comparison.
+pretraining from it (":simclr" likewise); with --config.init=None --config.optimizer.layer_decay=None it starts fresh,
+for comparison: scripts/bench/README.md has the figures.
 """
 
 import ml_collections
@@ -54,7 +55,7 @@ def _eval() -> ml_collections.ConfigDict:
     c.init = dict(weights="", rename=RENAME, image_size=32, head="keep")
     c.objective = dict(name="supervised")
     c.optimizer = dict(name="adamw", weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=1e-4, warmup_percent=5)
+    c.schedule = dict(name="cosine", base_lr=1e-4, warmup_percent=5.0)
 
     c.eval_data = dict(test=dict(split="test"))
     c.eval_views = dict(image=dict(ops=(CIFAR10,)))
@@ -65,12 +66,12 @@ def _eval() -> ml_collections.ConfigDict:
 def _mae() -> ml_collections.ConfigDict:
     c = _eval()
     c.title = "MAE continued from a trained ViT"
-    c.total_epochs = 20
+    c.total_epochs = 3
     c.networks = dict(encoder=c.networks.encoder, decoder=dict(name="masked_decoder", width=96, depth=2, heads=3))
-    c.init.update(head="fresh", freeze_epochs=1)  # the decoder was never released: it learns first, alone
+    c.init.update(head="fresh", freeze_percent=20.0)  # the decoder was never released: it learns first, alone
     c.objective = dict(name="mae", mask_ratio=0.75)
-    c.optimizer = dict(name="adamw", b2=0.95, weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=5e-4, warmup_percent=5)
+    c.optimizer = dict(name="adamw", b2=0.95, weight_decay=0.05, layer_decay=0.75)
+    c.schedule = dict(name="cosine", base_lr=5e-4, warmup_percent=10.0)
     c.evals = dict(knn=dict(num_neighbors=20), linear_probe=dict())
     return c
 
@@ -89,5 +90,5 @@ def _simclr() -> ml_collections.ConfigDict:
         projector=dict(name="projection_head", hidden_dim=128, out_dim=64, num_layers=2),
     )
     c.objective = dict(name="simclr", temperature=0.2)
-    c.optimizer = dict(name="adamw", weight_decay=1e-4)
+    c.optimizer = dict(name="adamw", weight_decay=1e-4, layer_decay=0.75)
     return c

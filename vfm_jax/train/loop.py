@@ -20,7 +20,7 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import replicated, sharded_init, shardings
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.experiment import Experiment, from_recipe
+from vfm_jax.experiment import Experiment, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import Checkpoints, restore_params
 from vfm_jax.train.evaluation import Judge
@@ -65,6 +65,7 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
         TrainingError: the loss is not finite, or the data cannot be read.
     """
     workdir = pathlib.Path(workdir).absolute()
+    recipe = with_pretrained(recipe)  # on record, so that going on does not need the file of weights
     if (finished := finished_summary(workdir, recipe)) is not None:
         print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
         return finished

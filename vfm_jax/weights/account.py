@@ -39,9 +39,12 @@ class Account:
         counts = f"loaded {len(self.loaded)}, fresh {len(self.fresh)}, unused {len(self.unused)}"
         counts += f", resampled {len(self.resampled)}"
         lines = [f"{self.source}: read as {self.family}. Licence: {licence}.", f"  leaves: {counts}"]
-        lines += [f"  resampled {leaf}: {how}" for leaf, how in self.resampled.items()]
+        alike: dict[str, list[str]] = {}
+        for leaf, how in self.resampled.items():
+            alike.setdefault(how, []).append(leaf)
+        lines += [f"  resampled {some(names)}: {how}" for how, names in alike.items()]
         lines += [
-            f"  {word}: {_listed(names)}" for word, names in (("fresh", self.fresh), ("unused", self.unused)) if names
+            f"  {word}: {some(names)}" for word, names in (("fresh", self.fresh), ("unused", self.unused)) if names
         ]
         if self.buffers:
             lines.append(f"  tensors with nothing learned in them: {len(self.buffers)}")
@@ -55,6 +58,7 @@ class Account:
         return "\n".join(f"{word:7} {name}" for word, names in lists.items() for name in names)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def some(names: Sequence[str], shown: int = SHOWN) -> str:
+    """The first names in one line, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -13,9 +13,11 @@ from vfm_jax.models.assembly import Assembly
 from vfm_jax.nn.positions import SINCOS
 from vfm_jax.weights.account import Account
 from vfm_jax.weights.compare import completed, unequal
+from vfm_jax.weights.family import Preprocessing
 from vfm_jax.weights.load import Leaf, Weights, load_leaves, put, read_weights
 
 PRETRAINED = "pretrained"  # as the name of a network: what the file holds
+PRETRAINED_OPS = {"pretrained_crop", "pretrained_normalize"}  # in views: what the weights expect of an image
 _ENCODER = "encoder"
 
 
@@ -65,6 +67,11 @@ class InitialWeights:
         wanted = [role for role, spec in networks.items() if spec.get("name") == PRETRAINED]
         if not wanted:
             return dict(networks)
+        if self._rename:
+            raise UserError(
+                f'config.networks.{wanted[0]} is "pretrained", but a renamed file does not say what it holds: '
+                "write its network there."
+            )
         weights = self._open({})
         weights.file.close()
         held = by_role(weights.bundle.networks)
@@ -78,8 +85,31 @@ class InitialWeights:
             found[role] = {**held[role], **{k: v for k, v in networks[role].items() if k != "name"}}
         return found
 
+    def views(self, views: Mapping[str, Any]) -> dict[str, Any]:
+        """The views of a recipe, with the operations that are called after the weights replaced by what they expect.
+
+        `pretrained_crop` becomes a central crop (of another `size`, where it says so), `pretrained_normalize` the
+        mean and deviation of the weights' pixels.
+
+        Raises:
+            UserError: the weights do not say what they expect, or a crop that is no square.
+        """
+        names = {op.get("name") for view in views.values() for op in view.get("ops", ())}
+        if not names & PRETRAINED_OPS:
+            return dict(views)
+        if self._rename:
+            raise UserError("A renamed file does not say how its pixels are normalised: write the operation itself.")
+        weights = self._open({})
+        weights.file.close()
+        found = weights.preprocessing
+        return {
+            field: {**view, "ops": tuple(_operation(op, found) for op in view.get("ops", ()))}
+            for field, view in views.items()
+        }
+
     def _open(self, networks: Mapping[str, Any]) -> Weights:
-        known = {role: spec for role, spec in networks.items() if role in Assembly.__dataclass_fields__}
+        roles = {_ENCODER} if self._head == "fresh" else set(Assembly.__dataclass_fields__)
+        known = {role: spec for role, spec in networks.items() if role in roles}
         extra = {"rename": self._rename, "networks": known} if self._rename else {}
         return read_weights(self._source, **self._given, **extra)
 
@@ -127,6 +157,20 @@ class InitialWeights:
                 differing = unequal(role, completed(networks[role]), completed(theirs))
                 notes += [f"the recipe's network differs from the file's: {line} in the file" for line in differing]
         return notes
+
+
+def _operation(op: Mapping[str, Any], expected: Preprocessing) -> Mapping[str, Any]:
+    if op.get("name") == "pretrained_normalize":
+        return dict(name="normalize", mean=expected.mean, std=expected.std)
+    if op.get("name") != "pretrained_crop":
+        return op
+    size = op.get("size", expected.size[0])
+    if "size" not in op and expected.size[0] != expected.size[1]:
+        raise UserError(
+            f"pretrained_crop: these weights take {expected.size} pixels; say a size, as crops are square."
+        )
+    method = "bilinear" if expected.interpolation == "bilinear" else "bicubic"
+    return dict(name="center_crop", size=size, resize_shorter=round(size / expected.crop_ratio), interpolation=method)
 
 
 def by_role(networks: Mapping[str, Any]) -> dict[str, Any]:

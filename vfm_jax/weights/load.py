@@ -13,17 +13,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import FSDP_RULES, Rules, shardings
-from vfm_jax.core.tables import build, keywords, lookup
+from vfm_jax.core.tables import build, keywords, lookup, nearest
 from vfm_jax.models import MODELS
 from vfm_jax.models.assembly import Assembly
 from vfm_jax.weights import big_vision, convnets, native, swin, two_tower, vit_hf, vit_original, vit_timm
-from vfm_jax.weights.account import Account
+from vfm_jax.weights.account import Account, some
 from vfm_jax.weights.adapt import adapt
 from vfm_jax.weights.family import Family, Preprocessing
 from vfm_jax.weights.files import WeightsFile, open_weights
 from vfm_jax.weights.hub import CHECKPOINTS, resolve
 from vfm_jax.weights.preprocessing import Preprocess, preprocessing_of
-from vfm_jax.weights.rename import rename_rules
+from vfm_jax.weights.rename import rename_rules, renamed
 from vfm_jax.weights.rules import Bundle, Rule, read_leaf
 
 Leaf = tuple[str, str]  # collection, name
@@ -114,19 +114,29 @@ def read_weights(
     if rename:
         return _renamed(source, file, rename, networks, given, licence)
     chosen = _recognised(source, file, family)
-    bundle = chosen.read(file.config, file.shapes, given)
-    rules = {(rule.collection, rule.leaf): rule for rule in chosen.rules(bundle)}
+    try:
+        bundle = chosen.read(file.config, file.shapes, given)
+        rules = {(rule.collection, rule.leaf): rule for rule in chosen.rules(bundle)}
+    except UserError:
+        raise
+    except Exception as error:  # a reader counts on the tensors and fields of its family
+        raise UserError(
+            f"{source} cannot be read as {chosen.name}: {type(error).__name__} {error}. A tensor, or a field of its "
+            f"config.json, is missing or not as that family has it.{'' if family is None else ' Try without family.'}"
+        ) from error
     buffers = _check_buffers(source, file, chosen, bundle)
     used = {name for rule in rules.values() for name in rule.names}
     if missing := [name for name in used if name not in file.shapes]:
         raise UserError(
             f"{source} looks like {chosen.name}, but lacks {len(missing)} of its tensors, {missing[0]!r} first. "
-            f"Is a part of it elsewhere? If it is of another family, say family=NAME: {', '.join(FAMILIES)}."
+            f"Is a part of it elsewhere? If it is of another family, say family=NAME: {known_families()}."
         )
     left = [name for name in file.shapes if name not in used and name not in buffers]
     wrapper = bundle.options.get("wrapper", "")
     others = [name for name in left if wrapper and not name.startswith(wrapper)]
     settings = preprocessing_of(chosen, bundle, file.config, file.preprocessor)
+    if known and known.preprocessing and not (file.config or file.preprocessor):  # an author's bare file
+        settings = known.preprocessing._replace(size=bundle.image_size)
     unused = [name for name in left if name not in set(others)]
     return Weights(source, file, chosen, bundle, rules, settings, licence, buffers, others, unused)
 
@@ -137,7 +147,9 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _recognised(source: str, file: WeightsFile, name: str | None) -> Family:
     if name is not None:
-        return lookup(FAMILIES, name, "family")
+        if name not in FAMILIES:
+            raise UserError(f"There is no family {name!r}.{nearest(name, FAMILIES)} Known: {known_families()}.")
+        return FAMILIES[name]
     fitting = [family for family in FAMILIES.values() if family.matches(file.config, file.shapes)]
     if len(fitting) == 1:
         return fitting[0]
@@ -149,8 +161,20 @@ def _recognised(source: str, file: WeightsFile, name: str | None) -> Family:
         f"its config.json says {kind!r}" if kind else f"its tensors are named {', '.join(list(file.shapes)[:4])}, ..."
     )
     raise UserError(
-        f"{source} is of no family known here: {what}.\nKnown: {', '.join(FAMILIES)}.\n"
-        "For a state dict of your own give rename=[(pattern, replacement), ...] and networks={...}."
+        f"{source} is of no family known here: {what}.\nKnown: {known_families()}.\n"
+        "For a state dict of your own give rename=[(pattern, replacement), ...] and networks={...}, "
+        "as configs/adapt/vit_cifar10.py does."
+    )
+
+
+def known_families() -> str:
+    """The families in one line, by who named the tensors: "hf/(vit, clip), timm/(vit, ...)"."""
+    origins: dict[str, list[str]] = {}
+    for name in FAMILIES:
+        origin, _, architecture = name.partition("/")
+        origins.setdefault(origin, []).append(architecture)
+    return ", ".join(
+        origin + (f"/({', '.join(found)})" if all(found) else "") for origin, found in sorted(origins.items())
     )
 
 
@@ -187,22 +211,25 @@ def _renamed(
         raise UserError("rename needs the file's networks and image_size: networks={...}, image_size=224.")
     bundle = Bundle(networks, given["image_size"], given.get("channels", 3))
     targets = {leaf: found.shape for leaf, found in abstract_leaves(make_model(networks), bundle).items()}
-    rules = {(rule.collection, rule.leaf): rule for rule in rename_rules(file.shapes, rename, targets)}
+    names = renamed(file.shapes, rename)
+    beside = set(Assembly.__dataclass_fields__) - set(networks)  # a network that nobody asked for stays in the file
+    others = [name for name, new in names.items() if new.split("/")[0] in beside]
+    wanted = {name: new for name, new in names.items() if name not in set(others)}
+    rules = {(rule.collection, rule.leaf): rule for rule in rename_rules(file.shapes, wanted, targets)}
     used = {name for rule in rules.values() for name in rule.names}
     family = Family(RENAMED, lambda *_: False, lambda *_: bundle, lambda _: list(rules.values()))
     settings = preprocessing_of(family, bundle, file.config, file.preprocessor)
-    left = [name for name in file.shapes if name not in used]
+    left = [name for name in file.shapes if name not in used | set(others)]
     buffers = [name for name in left if name.endswith("num_batches_tracked")]
-    return Weights(
-        source, file, family, bundle, rules, settings, licence, buffers, (), [n for n in left if n not in buffers]
-    )
+    unused = [name for name in left if name not in buffers]
+    return Weights(source, file, family, bundle, rules, settings, licence, buffers, others, unused)
 
 
 # --------------------------------------------------------------------------------------------------------- networks
 
 
 def make_model(networks: Mapping[str, Mapping[str, Any]], dtype: str = "float32") -> nn.Module:
-    """One module of the networks of a file: a two-tower model, or an `Assembly` of an encoder and what is beside it."""
+    """One module of the networks of a file: a two-tower model, or an `Assembly` of an encoder and its company."""
     chosen = lookup(DTYPES, dtype, "dtype")
     built = {}
     for role, spec in networks.items():
@@ -263,15 +290,22 @@ def load_leaves(
     ]
     account.fresh.sort()
     if strict and (account.fresh or account.unused):
+        lists = (("not in the file", account.fresh), ("with no place in the network", account.unused))
         raise UserError(
-            f"{account}\nThese weights do not fill this network leaf by leaf. If that is meant, say strict=False."
+            f"{account.source}, read as {account.family}, does not fill this network leaf by leaf.\n"
+            + "".join(f"{len(names)} {what}: {some(names, 4)}.\n" for what, names in lists if names)
+            + "If that is meant, say strict=False."
         )
     for leaf, target in targets.items():
         if leaf not in weights.rules:
             continue
         role = leaf[1].split("/")[0]
         spec = weights.bundle.networks.get(role, {})
-        value, how = adapt(leaf[1], _as_float(weights.read(leaf)), target.shape, spec, channels)
+        try:
+            found = weights.read(leaf)
+        except ValueError as error:
+            raise UserError(f"{weights.source}, read as {weights.family.name}: {error}.") from error
+        value, how = adapt(leaf[1], _as_float(found), target.shape, spec, channels)
         account.loaded.append(leaf[1])
         if how:
             account.resampled[leaf[1]] = how

@@ -28,7 +28,7 @@ def preprocessing_of(
 ) -> Preprocessing:
     """What the folder says of its images, or the family's usual."""
     if own := (config or {}).get("preprocessing"):  # a folder of ours
-        return Preprocessing(*(tuple(value) if isinstance(value, list) else value for value in own.values()))
+        return Preprocessing(**{k: tuple(value) if isinstance(value, list) else value for k, value in own.items()})
     size, (mean, std) = bundle.image_size, family.mean_std
     interpolation, ratio = "bicubic", 1.0
     theirs = (config or {}).get("pretrained_cfg") or {}
@@ -36,17 +36,26 @@ def preprocessing_of(
         mean, std = theirs.get("mean", mean), theirs.get("std", std)
         interpolation, ratio = theirs.get("interpolation", interpolation), theirs.get("crop_pct", 0.875)
     if preprocessor:  # transformers
-        mean, std = preprocessor.get("image_mean", mean), preprocessor.get("image_std", std)
-        number = preprocessor.get("resample", 3)
-        interpolation = _BY_NUMBER.get(number, "bicubic")
-        short = (preprocessor.get("size") or {}).get("shortest_edge")
-        if short and preprocessor.get("do_center_crop"):
-            ratio = min(1.0, size[0] / short)
+        mean, std = preprocessor.get("image_mean") or mean, preprocessor.get("image_std") or std
+        interpolation = _BY_NUMBER.get(preprocessor.get("resample", 3), "bicubic")
+        ratio = _crop_ratio(preprocessor, size[0])
     if len(mean) != bundle.channels:
         mean, std = (float(np.mean(mean)),) * bundle.channels, (float(np.mean(std)),) * bundle.channels
     if interpolation not in _RESAMPLING:
         interpolation = "bicubic"
     return Preprocessing(tuple(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation, float(ratio))
+
+
+def _crop_ratio(preprocessor: Mapping[str, Any], height: int) -> float:
+    """Side of the crop over what the shorter side is resized to, as `transformers` writes them."""
+    size, crop = (preprocessor.get(field) or {} for field in ("size", "crop_size"))
+    size, crop = ({"shortest_edge": x, "height": x} if isinstance(x, int) else x for x in (size, crop))
+    short = size.get("shortest_edge")
+    if preprocessor.get("crop_pct"):  # ConvNeXt's, of images below 384 pixels
+        return preprocessor["crop_pct"] if short and short < 384 else 1.0
+    if not short or not preprocessor.get("do_center_crop"):
+        return 1.0
+    return min(1.0, crop.get("height", height) / short)
 
 
 class Preprocess:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
@@ -20,20 +20,15 @@ _PARTS = {
 }
 
 
-def rename_rules(shapes: Shapes, table: Table, targets: Targets) -> list[Rule]:
-    """Rules for the tensors that the table renames; each must become a leaf of the networks.
-
-    A name is rewritten by every pair in turn. What comes out is a leaf ("encoder/class_token"), or a layer with
-    PyTorch's part ("encoder/norm.weight"), whose layout is turned into ours: matrices and convolutions are
-    transposed, heads split, the first rows of a position table given to the prefix tokens.
+def renamed(names: Iterable[str], table: Table) -> dict[str, str]:
+    """The names that the table changes, with what they become; every pair is applied in turn.
 
     Raises:
-        UserError: a pattern that fits no tensor or is no regular expression, a name that is no leaf, two tensors
-            for one leaf, or sizes that do not agree.
+        UserError: a pattern that fits no tensor or is no regular expression.
     """
+    names, changed = list(names), {}
     used = [False] * len(table)
-    rules: dict[tuple[str, str], Rule] = {}
-    for name in shapes:
+    for name in names:
         new = name
         for i, (pattern, replacement) in enumerate(table):
             try:
@@ -41,22 +36,38 @@ def rename_rules(shapes: Shapes, table: Table, targets: Targets) -> list[Rule]:
             except re.error as error:
                 raise UserError(f"rename: {pattern!r} -> {replacement!r} cannot be used: {error}.") from error
             used[i] = used[i] or count > 0
-        if new == name:
-            continue
+        if new != name:
+            changed[name] = new
+    for (pattern, _), hit in zip(table, used, strict=True):
+        if not hit:
+            some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            raise UserError(f"rename: the pattern {pattern!r} fits no tensor of the file. It has {some}.")
+    return changed
+
+
+def rename_rules(shapes: Shapes, names: Mapping[str, str], targets: Targets) -> list[Rule]:
+    """Rules for tensors of the file by their new names; each must become a leaf of the networks.
+
+    A new name is a leaf ("encoder/class_token"), or a layer with PyTorch's part ("encoder/norm.weight"), whose layout
+    is turned into ours: matrices and convolutions are transposed, heads split, the first rows of a position table
+    given to the prefix tokens.
+
+    Args:
+        shapes: of the file.
+        names: of the file -> new, from `renamed`.
+        targets: every leaf of the networks.
+
+    Raises:
+        UserError: a name that is no leaf, two tensors for one leaf, or sizes that do not agree.
+    """
+    rules: dict[tuple[str, str], Rule] = {}
+    for name, new in names.items():
         for rule in _rules_for(name, new, shapes[name], targets):
             key = (rule.collection, rule.leaf)
             if key in rules:
                 raise UserError(f"rename: {rules[key].tensors[0]!r} and {name!r} both become {rule.leaf!r}.")
             rules[key] = rule
-    for (pattern, _), hit in zip(table, used, strict=True):
-        if not hit:
-            raise UserError(f"rename: the pattern {pattern!r} fits no tensor of the file. It has {_some(shapes)}.")
     return list(rules.values())
-
-
-def _some(names: Sequence[str] | Shapes) -> str:
-    listed = list(names)
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
 
 
 def _rules_for(name: str, new: str, shape: tuple[int, ...], targets: Targets) -> list[Rule]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.weights.load import Pretrained, load_pretrained
+from vfm_jax.weights.load import Pretrained, load_pretrained, make_model, read_weights
 
 
 class Layer(NamedTuple):
@@ -70,7 +70,9 @@ def _listed(outputs: dict[str, np.ndarray]) -> str:
 
 
 def _with_levels(path: str | os.PathLike[str], given: dict[str, Any]) -> Pretrained:
-    encoder = encoder_of(load_pretrained(path, **given).model)
+    weights = read_weights(path, **{k: v for k, v in given.items() if k in ("family", "heads")})
+    weights.file.close()
+    encoder = encoder_of(make_model(weights.bundle.networks))
     return load_pretrained(path, **given, levels=tuple(range(encoder.num_levels)))
 
 
