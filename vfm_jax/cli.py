@@ -525,8 +525,16 @@ def _given(flags: Flags) -> dict[str, Any]:
             raise _Mistake(f"--image-size={flags['image-size']}: expected a number, or HEIGHTxWIDTH.")
         given["image_size"] = int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
     if "heads" in flags:
-        given["heads"] = _number(flags, "heads", 0)
+        given["heads"] = _heads(flags["heads"])
     return given | {name: flags[name] for name in ("family", "dtype") if name in flags}
+
+
+def _heads(text: str) -> int | dict[str, int]:
+    """A number, or one for each of several networks: encoder=12,decoder=16."""
+    parts = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else {"": text}
+    if not all(number.isdigit() and int(number) > 0 for number in parts.values()):
+        raise _Mistake(f"--heads={text}: expected a whole number, or one for each network: encoder=12,decoder=16.")
+    return {role: int(number) for role, number in parts.items()} if "=" in text else int(text)
 
 
 _FILE = {"heads": False, "family": False, "image-size": False}

@@ -68,5 +68,5 @@ class Assembly(nn.Module):
             kept = self.encoder(image, keep=keep).tokens
             self.decoder(kept, keep, grid, self.encoder.patch_size**2 * image.shape[3])
         if self.predictor is not None:
-            everywhere = jnp.broadcast_to(jnp.arange(num_patches)[None], (image.shape[0], num_patches))
+            everywhere = jnp.broadcast_to(jnp.arange(num_patches)[None, None], (1, image.shape[0], num_patches))
             self.predictor(features.patch_tokens, everywhere, everywhere, grid)

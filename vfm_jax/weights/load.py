@@ -100,7 +100,8 @@ def read_weights(
         family: whose naming it is, where the file alone does not tell.
         rename: for a state dict of no family: (regular expression, replacement) pairs from its names to ours.
         networks: with `rename`: the networks it holds, as in a recipe.
-        **given: what the file does not say: `heads`, `image_size`, `activation`, `norm_epsilon`, `channels`.
+        **given: what the file does not say: `heads` (a number, or one per network), `image_size` (of its position
+            table), `activation`, `norm_epsilon`, `channels`.
 
     Raises:
         UserError: no such file, a damaged or malicious one, one of no known family or of several.
@@ -111,6 +112,9 @@ def read_weights(
     licence = known.licence if known else str((file.config or {}).get("license") or "")
     if "image_size" in given:
         given["image_size"] = _pair(given["image_size"])
+    if isinstance(given.get("heads"), Mapping):
+        by_network = given.pop("heads")
+        given |= {"heads" if role == "encoder" else f"{role}_heads": count for role, count in by_network.items()}
     if rename:
         return _renamed(source, file, rename, networks, given, licence)
     chosen = _recognised(source, file, family)
@@ -124,7 +128,8 @@ def read_weights(
             f"{source} cannot be read as {chosen.name}: {type(error).__name__} {error}. A tensor, or a field of its "
             f"config.json, is missing or not as that family has it.{'' if family is None else ' Try without family.'}"
         ) from error
-    buffers = _check_buffers(source, file, chosen, bundle)
+    buffers, counts = _check_buffers(source, file, chosen, bundle)
+    bundle = bundle._replace(options={**bundle.options, "counts": counts}) if counts else bundle
     used = {name for rule in rules.values() for name in rule.names}
     if missing := [name for name in used if name not in file.shapes]:
         raise UserError(
@@ -178,17 +183,21 @@ def known_families() -> str:
     )
 
 
-def _check_buffers(source: str, file: WeightsFile, family: Family, bundle: Bundle) -> list[str]:
-    """Names of the buffers that the file has.
+def _check_buffers(
+    source: str, file: WeightsFile, family: Family, bundle: Bundle
+) -> tuple[list[str], dict[str, int]]:
+    """Names of the buffers that the file has, and the values of counters, which an export writes again.
 
     Raises:
         UserError: one has another value than this model computes with.
     """
-    found = []
+    found, counts = [], {}
     for buffer in family.buffers(bundle):
         if buffer.tensor not in file.shapes:
             continue
         found.append(buffer.tensor)
+        if not file.shapes[buffer.tensor] and (count := int(file.read(buffer.tensor))):
+            counts[buffer.tensor] = count
         if buffer.checked:
             value = np.asarray(file.read(buffer.tensor), np.float64)
             if value.shape != buffer.value.shape or not np.allclose(value, buffer.value, rtol=1e-2):
@@ -196,7 +205,7 @@ def _check_buffers(source: str, file: WeightsFile, family: Family, bundle: Bundl
                     f"{source}: {buffer.tensor} is {np.array2string(value.ravel()[:4], precision=4)}..., where "
                     f"{family.name} has {np.array2string(buffer.value.ravel()[:4], precision=4)}...: another model."
                 )
-    return found
+    return found, counts
 
 
 def _renamed(
@@ -320,7 +329,8 @@ def put(value: np.ndarray, target: Any) -> jax.Array:
     """A host array on the devices of its target, by its sharding; on the first device where it has none."""
     sharding = getattr(target, "sharding", None)
     if sharding is None:
-        return jnp.array(value)  # a copy: the file's pages are not ours to keep
+        # The file's pages are not ours to keep, so they are copied; other layouts JAX copies itself, and faster.
+        return jax.device_put(np.array(value) if value.flags.c_contiguous else value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
 
 
@@ -353,7 +363,7 @@ def load_pretrained(
     mesh: jax.sharding.Mesh | None = None,
     sharding: Rules = FSDP_RULES,
     family: str | None = None,
-    heads: int | None = None,
+    heads: int | Mapping[str, int] | None = None,
     rename: Sequence[tuple[str, str]] = (),
     networks: Mapping[str, Mapping[str, Any]] | None = None,
     **overrides: Any,
@@ -372,7 +382,7 @@ def load_pretrained(
         mesh: devices to put the leaves on, by `sharding`; one device without it.
         sharding: rules (regular expression over leaf names, layout), see `core.sharding`.
         family: whose naming it is, where the file alone does not tell.
-        heads: attention heads, where the file does not tell.
+        heads: attention heads, where the file does not tell; of several networks {"encoder": 6, "decoder": 8}.
         rename: for a state dict of no family, with `networks`.
         networks: what such a state dict holds.
         **overrides: fields of the encoder ("drop_path", "levels", "pooling", ...).
@@ -380,7 +390,7 @@ def load_pretrained(
     Raises:
         UserError: see `read_weights`; or an override that the encoder does not have or that needs other leaves.
     """
-    given = {"heads": heads, "image_size": image_size if rename else None, "channels": channels if rename else None}
+    given = {"heads": heads, "image_size": image_size, "channels": channels if rename else None}
     given = {k: v for k, v in given.items() if v is not None}
     weights = read_weights(path, family=family, rename=rename, networks=networks, **given)
     with weights.file:

@@ -4,14 +4,27 @@ What such a file leaves open (attention heads, epsilon, how positions are resamp
 listed among the assumptions of the account.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vfm_jax.core.errors import UserError
+from vfm_jax.models.vit import ViT
 from vfm_jax.weights.family import Config, Family
 from vfm_jax.weights.rules import Buffer, Bundle, Rule, Shapes
-from vfm_jax.weights.vit import count_blocks, head_rules, linear_head, mae_decoder_rules, vit, vit_rules
+from vfm_jax.weights.vit import (
+    block_rules,
+    count_blocks,
+    dense_rules,
+    head_rules,
+    linear_head,
+    mae_decoder_rules,
+    norm_rules,
+    vit,
+    vit_rules,
+)
 from vfm_jax.weights.vit_timm import NAMES, is_timm_vit, names_for, read_encoder
 
 # Where checkpoints keep the network that their authors evaluate, the best first. "/" enters a dict, "." is a module.
@@ -21,7 +34,6 @@ WRAPPERS = (
     "teacher/module.backbone.",
     "teacher/backbone.",
     "model_ema/",
-    "state_dict/module.momentum_encoder.",
     "state_dict/module.base_encoder.",
     "state_dict/module.",
     "state_dict/",
@@ -80,12 +92,16 @@ DINOV3 = Origin(
 )
 
 
+_SAY = 'heads={"encoder": N, "decoder": M} (or "predictor")'
+
+
 def wrapper_of(shapes: Shapes) -> str:
     """What stands before the names of the network that the authors evaluate."""
-    return next((prefix for prefix in WRAPPERS if is_timm_vit(_below(shapes, prefix))), "")
+    return next((prefix for prefix in WRAPPERS if is_timm_vit(below(shapes, prefix))), "")
 
 
-def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
@@ -105,7 +121,7 @@ def _as_timm(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 def _read(origin: Origin, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     wrapper = wrapper_of(shapes)
-    own = _below(shapes, wrapper)
+    own = below(shapes, wrapper)
     width = own["patch_embed.proj.weight"][0]
     known = {"heads": origin.heads.get(width), **given}
     spec, image_size = read_encoder(_as_timm(own), known, given.get("image_size"))
@@ -150,7 +166,7 @@ def _rules(origin: Origin, bundle: Bundle) -> list[Rule]:
 
 
 def _has(shapes: Shapes, *names: str) -> bool:
-    own = _below(shapes, wrapper_of(shapes))
+    own = below(shapes, wrapper_of(shapes))
     return is_timm_vit(own) and all(name in own for name in names)
 
 
@@ -168,7 +184,7 @@ def _is_ijepa(config: Config | None, shapes: Shapes) -> bool:
 
 
 def _is_moco_v3(config: Config | None, shapes: Shapes) -> bool:
-    return config is None and wrapper_of(shapes).endswith(("base_encoder.", "momentum_encoder."))
+    return config is None and wrapper_of(shapes).endswith("base_encoder.")
 
 
 def _is_mae(config: Config | None, shapes: Shapes) -> bool:
@@ -199,7 +215,7 @@ def _is_dino(config: Config | None, shapes: Shapes) -> bool:
 def _is_deit(config: Config | None, shapes: Shapes) -> bool:
     """Any other classifier under timm's names: DeiT's own files, a state dict of timm's, MAE's fine-tuned ones."""
     return (
-        config is None and _has(shapes, "head.weight") and len(_below(shapes, wrapper_of(shapes))["head.weight"]) == 2
+        config is None and _has(shapes, "head.weight") and len(below(shapes, wrapper_of(shapes))["head.weight"]) == 2
     )
 
 
@@ -247,12 +263,14 @@ def _dinov3_buffers(bundle: Bundle) -> Sequence[Buffer]:
 def _read_mae(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
     del config
     bundle = _read(MAE, shapes, given)
-    own = _below(shapes, bundle.options["wrapper"])
+    own = below(shapes, bundle.options["wrapper"])
     if "decoder_pos_embed" not in own:
         return bundle
     encoder = {k: v for k, v in bundle.networks["encoder"].items() if k != "mask_token"}  # that is the decoder's
     width = own["decoder_embed.weight"][0]
-    heads = given.get("decoder_heads", 16)
+    heads = given.get("decoder_heads") or 16
+    if width % heads:
+        raise UserError(f"The decoder's {width} channels do not divide into MAE's {heads} heads: say {_SAY}.")
     decoder = {
         "name": "masked_decoder",
         "width": width,
@@ -277,12 +295,113 @@ def _mae_rules(bundle: Bundle) -> list[Rule]:
     return rules
 
 
+# ------------------------------------------------------------------------------ what was trained beside the encoder
+
+
+def _predictor_prefix(shapes: Shapes) -> str | None:
+    return next((p for p in ("predictor/module.", "predictor/") if f"{p}predictor_embed.weight" in shapes), None)
+
+
+def _read_ijepa(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+    del config
+    bundle = _read(IJEPA, shapes, given)
+    prefix = _predictor_prefix(shapes)
+    if prefix is None:
+        return bundle
+    own = below(shapes, prefix)
+    heads = given.get("predictor_heads") or 12
+    if own["predictor_embed.weight"][0] % heads:
+        raise UserError(f"The predictor's channels do not divide into I-JEPA's {heads} heads: say {_SAY}.")
+    predictor = {
+        "name": "jepa_predictor",
+        "width": own["predictor_embed.weight"][0],
+        "depth": count_blocks(own, "predictor_blocks.{i}.norm1.weight"),
+        "heads": heads,
+        "mlp_dim": own["predictor_blocks.0.mlp.fc1.weight"][0],
+        "qkv_bias": "predictor_blocks.0.attn.qkv.bias" in own,
+        "positions": "learned",
+    }
+    assumed = (*bundle.options["assumed"], f"{heads} attention heads in the predictor")
+    return bundle._replace(
+        networks={**bundle.networks, "predictor": predictor},
+        options={**bundle.options, "assumed": assumed, "predictor_prefix": prefix},
+    )
+
+
+def _ijepa_rules(bundle: Bundle) -> list[Rule]:
+    rules = _rules(IJEPA, bundle)
+    if "predictor" not in bundle.networks:
+        return rules
+    spec, prefix = bundle.networks["predictor"], bundle.options.get("predictor_prefix", "predictor/module.")
+    patch_size = vit(bundle.networks["encoder"]).patch_size
+    grid = dict(zip("hw", (side // patch_size for side in bundle.image_size), strict=True))
+    model = ViT(
+        f"B/{patch_size}", spec["width"], spec["depth"], spec["mlp_dim"], spec["heads"], qkv_bias=spec["qkv_bias"]
+    )
+    rules += dense_rules("predictor/embed", f"{prefix}predictor_embed")
+    rules.append(Rule("predictor/mask_token", (f"{prefix}mask_token",), "1 1 d -> d"))
+    rules.append(Rule("predictor/positions", (f"{prefix}predictor_pos_embed",), "1 (h w) d -> h w d", grid))
+    for i in range(spec["depth"]):
+        names = {part: prefix + name.replace("blocks.{i}", f"predictor_blocks.{i}") for part, name in NAMES.items()}
+        rules += block_rules(model, names, f"predictor/transformer/block_{i}")
+    rules += norm_rules("predictor/norm", f"{prefix}predictor_norm")
+    return rules + dense_rules("predictor/out", f"{prefix}predictor_proj")
+
+
+def _head_prefix(shapes: Shapes) -> str | None:
+    """Where DINO's head stands beside the encoder that is taken; iBOT shares one head between class and patches."""
+    wrapper = wrapper_of(shapes)
+    if not wrapper.endswith("backbone."):
+        return None
+    beside = wrapper.removesuffix("backbone.")
+    heads = (f"{beside}head.", f"{beside}dino_head.")
+    return next((p for p in heads if f"{p}last_layer.weight_v" in shapes and f"{p}mlp.0.weight" in shapes), None)
+
+
+def _with_head(read: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """The reader of an encoder, for files that may hold the head it was trained with."""
+
+    def both(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+        bundle, prefix = read(config, shapes, given), _head_prefix(shapes)
+        if prefix is None:
+            return bundle
+        layers = sorted(name for name in shapes if re.fullmatch(rf"{re.escape(prefix)}mlp\.\d+\.weight", name))
+        out_dim, bottleneck = shapes[f"{prefix}last_layer.weight_v"]
+        projector = {
+            "name": "dino_head",
+            "out_dim": out_dim,
+            "bottleneck_dim": bottleneck,
+            "hidden_dim": shapes[f"{prefix}mlp.0.weight"][0],
+            "num_layers": len(layers),
+            "learned_scale": True,  # kept as in the file, where it may be one
+        }
+        networks = {**bundle.networks, "projector": projector}
+        return bundle._replace(networks=networks, options={**bundle.options, "head_prefix": prefix})
+
+    return both
+
+
+def _with_head_rules(rules: Callable[[Bundle], list[Rule]]) -> Callable[[Bundle], list[Rule]]:
+    def both(bundle: Bundle) -> list[Rule]:
+        made = rules(bundle)
+        if "projector" not in bundle.networks:
+            return made
+        prefix = bundle.options["head_prefix"]
+        for i in range(bundle.networks["projector"]["num_layers"]):
+            made += dense_rules(f"projector/layer_{i}", f"{prefix}mlp.{2 * i}")
+        made.append(Rule("projector/prototypes/kernel", (f"{prefix}last_layer.weight_v",), "o i -> i o"))
+        return [*made, Rule("projector/prototypes/scale", (f"{prefix}last_layer.weight_g",), "o 1 -> o")]
+
+    return both
+
+
 FAMILIES = (
     Family("original/dinov3", _is_dinov3, _read_dinov3, _ruler(DINOV3), buffers=_dinov3_buffers),
-    Family("original/dinov2", _is_dinov2, _read_dinov2, _ruler(DINOV2)),
+    Family("original/dinov2", _is_dinov2, _with_head(_read_dinov2), _with_head_rules(_ruler(DINOV2))),
+    Family("original/ijepa", _is_ijepa, _read_ijepa, _ijepa_rules),
     Family("original/moco_v3", _is_moco_v3, _reader(MOCO_V3), _ruler(MOCO_V3)),
     Family("original/mae", _is_mae, _read_mae, _mae_rules),
-    Family("original/ibot", _is_ibot, _reader(IBOT), _ruler(IBOT)),
-    Family("original/dino", _is_dino, _reader(DINO), _ruler(DINO)),
+    Family("original/ibot", _is_ibot, _with_head(_reader(IBOT)), _with_head_rules(_ruler(IBOT))),
+    Family("original/dino", _is_dino, _with_head(_reader(DINO)), _with_head_rules(_ruler(DINO))),
     Family("original/deit", _is_deit, _reader(MAE), _ruler(MAE)),
 )
