@@ -12,18 +12,22 @@ PACKAGE = REPOSITORY / "vfm_jax"
 
 # Rooms that stand on each floor, and what each may import besides itself. `vfm_jax/__init__.py` (the version) is "".
 FLOOR_1 = {"core", "report"}
-FLOOR_2 = {"nn", "losses", "metrics", "augment", "data", "optim", "weights"}
+FLOOR_2 = {"nn", "losses", "metrics", "augment", "data", "optim"}
 FLOOR_3 = {"models", "objectives", "evaluators", "peft"}
+# `weights` gives networks with their weights, so it stands between the networks and the experiment.
+BELOW_EXPERIMENT = FLOOR_2 | FLOOR_3 | {"weights"}
 ALLOWED = {
     "": set(),
     **{room: set() for room in FLOOR_1},
     **{room: {"core"} for room in FLOOR_2},
     **{room: {"core"} | FLOOR_2 for room in FLOOR_3},
-    "experiment": FLOOR_1 | FLOOR_2 | FLOOR_3,
+    "weights": {"core", "nn", "models", "data"},
+    "embed": {"core", "data", "weights"},
+    "experiment": FLOOR_1 | BELOW_EXPERIMENT,
     "train": {"experiment", "report", "core"},
-    "export": {"train", "experiment"},
+    "export": {"train", "experiment", "weights", "core"},
     "plan": {"train", "experiment"},
-    "cli": {"", "export", "plan", "train", "experiment"} | FLOOR_1 | FLOOR_2 | FLOOR_3,
+    "cli": {"", "export", "plan", "train", "embed", "experiment"} | FLOOR_1 | BELOW_EXPERIMENT,
 }
 
 CONFIG_READERS = {"cli.py", "experiment.py", "train/stages.py"}
@@ -31,9 +35,12 @@ CONFIG_READERS = {"cli.py", "experiment.py", "train/stages.py"}
 # Slow to import, or not everybody's: imported in the function that needs them.
 LAZY = {
     "grain",
+    "huggingface_hub",
     "matplotlib",
     "mlxtend",
     "orbax",
+    "pyarrow",
+    "rich",
     "skimage",
     "sklearn",
     "tensorboardX",

@@ -1,4 +1,4 @@
-"""Checkpoints as their authors save them: the network inside is found, the rest is named, a wrong guess is refused."""
+"""Checkpoints as their authors save them: the network is found, the rest is named, a wrong guess is refused."""
 
 import jax
 import jax.numpy as jnp
