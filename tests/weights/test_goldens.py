@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vfm_jax.weights.load import as_variables, load_pretrained, read_weights
+from vfm_jax.weights.load import FAMILIES, as_variables, load_pretrained, read_weights
 from vfm_jax.weights.rules import foreign_tensors
 
 HERE = pathlib.Path(__file__).parent.parent
@@ -249,3 +249,27 @@ def test_a_file_read_and_written_again_is_equal_in_every_bit(name):
         assert again[tensor].dtype == value.dtype, tensor
         np.testing.assert_array_equal(again[tensor], value, err_msg=tensor)
     assert as_variables(leaves)["params"]
+
+
+def without_defaults(config, defaults):
+    """The config as hub files often have it: what equals the default of its class is left out."""
+    kept = {}
+    for field, value in config.items():
+        if isinstance(value, dict) and field.endswith("_config"):
+            kept[field] = without_defaults(value, defaults.get(field, {}))
+        elif field in ("model_type", "architectures") or field not in defaults or defaults[field] != value:
+            kept[field] = value
+    return kept
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name.startswith("hf_")])
+def test_a_config_that_leaves_defaults_out_means_the_same(name, golden_directory):
+    with read_weights(HOME / name).file as file:
+        config = file.config
+        defaults = json.loads((golden_directory / "hf_defaults.json").read_text())[config["model_type"]]
+        short = without_defaults(config, defaults)
+        assert len(json.dumps(short)) < len(json.dumps(config))
+        family = next(f for f in FAMILIES.values() if f.matches(config, file.shapes))
+        whole, again = (family.read(given, file.shapes, {}) for given in (config, short))
+        assert whole.networks == again.networks
+        assert whole.image_size == again.image_size

@@ -1,10 +1,11 @@
 """ViTs as Hugging Face `transformers` saves them: config.json beside model.safetensors."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vfm_jax.core.errors import UserError
+from vfm_jax.models.vit import ViT
 from vfm_jax.weights.family import HALF, IMAGENET, Config, Family
 from vfm_jax.weights.rules import Bundle, Rule, Shapes
 from vfm_jax.weights.vit import (
@@ -253,8 +254,19 @@ def _vit_rules(bundle: Bundle) -> list[Rule]:
     return rules + head_rules(bundle, {"head": "classifier"})
 
 
+def _check_pooler(bundle: Bundle, architecture: str) -> None:
+    """Refuses what transformers would load with a pooler of random numbers; a file of theirs is as they made it."""
+    if (
+        architecture.endswith("Model")
+        and not vit(bundle.networks["encoder"]).representation
+        and not bundle.options.get("family", "").startswith("hf/")
+    ):
+        raise UserError(f"{architecture} of transformers has a pooler, which this model has not (representation).")
+
+
 def _vit_config(bundle: Bundle) -> dict[str, Any]:
     architecture = "ViTForImageClassification" if "head" in bundle.networks else "ViTModel"
+    _check_pooler(bundle, architecture)
     model = vit(bundle.networks["encoder"])
     pooler = {"pooler_output_size": model.representation} if model.representation else {}
     return _base_config(bundle, "vit", architecture) | pooler
@@ -291,6 +303,7 @@ def _deit_config(bundle: Bundle) -> dict[str, Any]:
     architecture = (
         "DeiTForImageClassificationWithTeacher" if both else "DeiTForImageClassification" if one else "DeiTModel"
     )
+    _check_pooler(bundle, architecture)
     return _base_config(bundle, "deit", architecture)
 
 
@@ -410,10 +423,17 @@ def _dinov2_rules(base: str, bundle: Bundle) -> list[Rule]:
     return vit_rules(encoder, names, bundle.image_size) + head_rules(bundle, {"head": "classifier"})
 
 
+def _check_mask_token(model: ViT, architecture: str) -> None:
+    if not model.mask_token:
+        raise UserError(f"{architecture} of transformers always has a mask token, which this model has not.")
+
+
 def _dinov2_config(model_type: str, architecture: str, bundle: Bundle) -> dict[str, Any]:
     model = vit(bundle.networks["encoder"])
     width, _, mlp_dim, _ = model.sizes
     kind = "ForImageClassification" if "head" in bundle.networks else "Model"
+    if model_type == _REGISTERS:
+        _check_mask_token(model, architecture)
     config = _base_config(bundle, model_type, architecture + kind)
     del config["intermediate_size"]
     ratio = 4 if model.mlp == "swiglu" else mlp_dim / width
@@ -472,6 +492,7 @@ def _dinov3_rules(bundle: Bundle) -> list[Rule]:
 
 def _dinov3_config(bundle: Bundle) -> dict[str, Any]:
     model = vit(bundle.networks["encoder"])
+    _check_mask_token(model, "DINOv3ViT")
     config = _base_config(bundle, "dinov3_vit", "DINOv3ViTModel")
     del config["qkv_bias"]
     return config | {
@@ -611,33 +632,74 @@ def _aimv2_config(bundle: Bundle) -> dict[str, Any]:
 
 _REGISTERS = "dinov2_with_registers"
 
+# What a config.json means where it leaves a field out: the defaults of transformers' config classes.
+_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+_MAE_DECODER = {
+    "decoder_hidden_size": 512,
+    "decoder_num_hidden_layers": 8,
+    "decoder_num_attention_heads": 16,
+    "decoder_intermediate_size": 2048,
+}
+_DINOV3_SIZES = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-5}
+_AIMV2_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 2816}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": _BASE,
+    "deit": _BASE,
+    "vit_mae": _BASE | _MAE_DECODER,
+    "ijepa": _BASE,
+    "dinov2": _BASE | {"patch_size": 14, "layer_norm_eps": 1e-6},
+    _REGISTERS: _BASE | {"layer_norm_eps": 1e-6, "num_register_tokens": 4},
+    "dinov3_vit": _BASE | _DINOV3_SIZES | {"pos_embed_rescale": 2.0},
+    "beit": _BASE | {"layer_scale_init_value": 0.1},
+    "aimv2_vision_model": _BASE | _AIMV2_SIZES | {"patch_size": 14, "hidden_act": "silu", "qkv_bias": False},
+}
+
+
+def _family(
+    model_type: str,
+    read: Callable[[Config, Shapes, Mapping[str, Any]], Bundle],
+    rules: Callable[[Bundle], list[Rule]],
+    config: Callable[[Bundle], dict[str, Any]],
+    mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
+) -> Family:
+    def completed(found: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
+        return read({**_DEFAULTS[model_type], **(found or {})}, shapes, given)
+
+    name = model_type.removesuffix("_vision_model")
+    return Family(
+        f"hf/{name}", functools.partial(_is, model_type), completed, rules, config=config, mean_std=mean_std
+    )
+
+
+def _dinov2_family(model_type: str, architecture: str) -> Family:
+    base = f"{model_type}."
+    return _family(
+        model_type,
+        functools.partial(_read_dinov2, base),
+        functools.partial(_dinov2_rules, base),
+        functools.partial(_dinov2_config, model_type, architecture),
+    )
+
+
 FAMILIES = (
-    Family("hf/vit", functools.partial(_is, "vit"), _read_vit, _vit_rules, config=_vit_config, mean_std=HALF),
-    Family("hf/deit", functools.partial(_is, "deit"), _read_deit, _deit_rules, config=_deit_config),
-    Family("hf/vit_mae", functools.partial(_is, "vit_mae"), _read_mae, _mae_rules, config=_mae_config),
-    Family("hf/ijepa", functools.partial(_is, "ijepa"), _read_ijepa, _ijepa_rules, config=_ijepa_config),
-    Family(
-        "hf/dinov2",
-        functools.partial(_is, "dinov2"),
-        functools.partial(_read_dinov2, "dinov2."),
-        functools.partial(_dinov2_rules, "dinov2."),
-        config=functools.partial(_dinov2_config, "dinov2", "Dinov2"),
-    ),
-    Family(
-        f"hf/{_REGISTERS}",
-        functools.partial(_is, _REGISTERS),
-        functools.partial(_read_dinov2, f"{_REGISTERS}."),
-        functools.partial(_dinov2_rules, f"{_REGISTERS}."),
-        config=functools.partial(_dinov2_config, _REGISTERS, "Dinov2WithRegisters"),
-    ),
-    Family("hf/dinov3_vit", functools.partial(_is, "dinov3_vit"), _read_dinov3, _dinov3_rules, config=_dinov3_config),
-    Family("hf/beit", functools.partial(_is, "beit"), _read_beit, _beit_rules, config=_beit_config, mean_std=HALF),
-    Family(
-        "hf/aimv2",
-        functools.partial(_is, "aimv2_vision_model"),
-        _read_aimv2,
-        _aimv2_rules,
-        config=_aimv2_config,
-        mean_std=IMAGENET,
-    ),
+    _family("vit", _read_vit, _vit_rules, _vit_config, HALF),
+    _family("deit", _read_deit, _deit_rules, _deit_config),
+    _family("vit_mae", _read_mae, _mae_rules, _mae_config),
+    _family("ijepa", _read_ijepa, _ijepa_rules, _ijepa_config),
+    _dinov2_family("dinov2", "Dinov2"),
+    _dinov2_family(_REGISTERS, "Dinov2WithRegisters"),
+    _family("dinov3_vit", _read_dinov3, _dinov3_rules, _dinov3_config),
+    _family("beit", _read_beit, _beit_rules, _beit_config, HALF),
+    _family("aimv2_vision_model", _read_aimv2, _aimv2_rules, _aimv2_config),
 )
