@@ -21,6 +21,7 @@ Mistakes are answered in a few lines with exit code 2; --debug shows where they 
 """
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -37,12 +38,14 @@ Flags = dict[str, str]
 class Command(NamedTuple):
     """A word of the command line: what it runs, and the flags it takes (True: a switch without a value).
 
-    `words` are those that stand without dashes, in order; they are handed over as flags of these names.
+    `words` are those that stand without dashes, in order; they are handed over as flags of these names. `opens` are
+    the flags that name weights: a file of them is looked at, and refused, before JAX is imported.
     """
 
     run: Callable[..., None]
     flags: Mapping[str, bool]
     words: Sequence[str] = ()
+    opens: Sequence[str] = ()
 
 
 class _Mistake(Exception):
@@ -106,10 +109,20 @@ def _dispatch(name: str, words: Sequence[str]) -> int:
     own, words = _read_own_words(name, command.words, words)
     flags, overrides = _read_words(words, command.flags)
     flags |= own
+    for path in (flags[flag] for flag in command.opens if flag in flags):
+        if os.path.isfile(path):
+            _look_at(path)
     if name not in ("report", "weights list"):  # they compute nothing
         _set_up_jax()
     command.run(flags, overrides)
     return 0
+
+
+def _look_at(path: str) -> None:
+    """Reads the headers of a file of weights; raises what `open_weights` raises."""
+    from vfm_jax.weights.files import open_weights
+
+    open_weights(pathlib.Path(path)).close()
 
 
 def _read_own_words(name: str, wanted: Sequence[str], words: Sequence[str]) -> tuple[Flags, Sequence[str]]:
@@ -375,7 +388,8 @@ def _eval(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     workdir = None if public else _workdir(flags)
     from vfm_jax.train.loop import evaluate
 
-    step, figures = evaluate(recipe, workdir)
+    with contextlib.redirect_stdout(sys.stderr if "json" in flags else sys.stdout):  # the account of the weights
+        step, figures = evaluate(recipe, workdir)
     _print([{"evaluation": name, "value": value} for name, value in figures.items()], flags, f"Step {step:,}")
 
 

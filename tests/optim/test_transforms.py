@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from vfm_jax.optim.groups import LeafSettings
-from vfm_jax.optim.transforms import clip_by_global_norm, scale_by_adam, scale_by_trust_ratio
+from vfm_jax.optim.transforms import clip_by_global_norm, freeze_until, scale_by_adam, scale_by_trust_ratio
 
 
 @pytest.mark.parametrize("b1", [0.0, 0.9])
@@ -53,3 +53,19 @@ def test_the_trust_ratio_is_optaxs_also_at_norm_zero(key, length, step):
         found, _ = tx.update(updates, tx.init(params), params)
     expected, _ = optax.scale_by_trust_ratio(trust_coefficient=0.02).update(updates, optax.EmptyState(), params)
     np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6)
+
+
+def test_frozen_leaves_wait_and_then_step_as_if_they_had_not(key):
+    """Held at zero for the first updates; the first that counts is Adam's with the moments of all before it."""
+    params = {"encoder": {"w": jax.random.normal(key, (2, 3))}, "head": {"w": jnp.ones(5)}}
+    inner = scale_by_adam(b1=0.9, b2=0.95, eps=1e-3)
+    tx = freeze_until(inner, r"^encoder/", 2)
+    state, expected_state = tx.init(params), inner.init(params)
+    for step in range(4):
+        grads = jax.tree.map(lambda p, s=step: p * (1.0 + s), params)
+        updates, state = tx.update(grads, state, params)
+        expected, expected_state = inner.update(grads, expected_state, params)
+        np.testing.assert_array_equal(updates["head"]["w"], expected["head"]["w"])
+        wanted = jnp.zeros((2, 3)) if step < 2 else expected["encoder"]["w"]
+        np.testing.assert_array_equal(updates["encoder"]["w"], wanted)
+    assert state["count"] == 4

@@ -22,6 +22,7 @@ from vfm_jax.weights.adapt import adapt
 from vfm_jax.weights.family import Family, Preprocessing
 from vfm_jax.weights.files import WeightsFile, open_weights
 from vfm_jax.weights.hub import CHECKPOINTS, resolve
+from vfm_jax.weights.origin import licence_of
 from vfm_jax.weights.preprocessing import Preprocess, preprocessing_of
 from vfm_jax.weights.rename import rename_rules, renamed
 from vfm_jax.weights.rules import Bundle, Rule, read_leaf
@@ -109,7 +110,7 @@ def read_weights(
     source = os.fspath(path)
     file = open_weights(resolve(source))
     known = CHECKPOINTS.get(source)
-    licence = known.licence if known else str((file.config or {}).get("license") or "")
+    licence = licence_of(source, file)
     if "image_size" in given:
         given["image_size"] = _pair(given["image_size"])
     if isinstance(given.get("heads"), Mapping):
@@ -248,20 +249,32 @@ def make_model(networks: Mapping[str, Mapping[str, Any]], dtype: str = "float32"
 
 
 def abstract_leaves(model: nn.Module, bundle: Bundle) -> dict[Leaf, jax.ShapeDtypeStruct]:
-    """Shapes of every leaf of the model, for the bundle's images; leaves of an assembly begin with their role."""
-    image = jax.ShapeDtypeStruct((1, *bundle.image_size, bundle.channels), jnp.float32)
-    if isinstance(model, Assembly):
-        shapes = jax.eval_shape(lambda key, x: model.init(key, x, method="everything"), jax.random.key(0), image)
-        role = ""
-    else:
-        text = jax.ShapeDtypeStruct((1, model.text.length), jnp.int32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image, text)
-        role = "towers/"
+    """Shapes of every leaf of the model, for the bundle's images; leaves of an assembly begin with their role.
+
+    Raises:
+        UserError: the model does not take images of that size, or its fields do not fit together.
+    """
+    role = "" if isinstance(model, Assembly) else "towers/"
+    try:
+        shapes = _abstract_variables(model, bundle)
+    except UserError:
+        raise
+    except ValueError as error:
+        size = " x ".join(map(str, bundle.image_size))
+        raise UserError(f"These weights cannot be given images of {size} pixels. {error}") from error
     return {
         (collection, role + name): leaf
         for collection, tree in shapes.items()
         for name, leaf in flatten_dict(tree, sep="/").items()
     }
+
+
+def _abstract_variables(model: nn.Module, bundle: Bundle) -> Mapping[str, Any]:
+    image = jax.ShapeDtypeStruct((1, *bundle.image_size, bundle.channels), jnp.float32)
+    if isinstance(model, Assembly):
+        return jax.eval_shape(lambda key, x: model.init(key, x, method="everything"), jax.random.key(0), image)
+    text = jax.ShapeDtypeStruct((1, model.text.length), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), image, text)
 
 
 # ----------------------------------------------------------------------------------------------------------- loading

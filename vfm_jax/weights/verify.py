@@ -52,7 +52,13 @@ def verify(
     """
     loaded = [_with_levels(path, given) for path in (first, second)]
     pixels = loaded[0].preprocessing(images)
-    outputs = [_outputs(model, variables, pixels) for model, variables, *_ in loaded]
+    try:
+        outputs = [_outputs(model, variables, pixels) for model, variables, *_ in loaded]
+    except ValueError as error:
+        size = " x ".join(map(str, pixels.shape[1:3]))
+        raise UserError(
+            f"{first} takes images of {size} pixels, and {second} does not take these. {error}"
+        ) from error
     if list(outputs[0]) != list(outputs[1]):
         raise UserError(f"{first} gives {_listed(outputs[0])}; {second} gives {_listed(outputs[1])}: other layers.")
     rows = []
@@ -83,14 +89,16 @@ def encoder_of(model: nn.Module) -> Any:
 
 def _outputs(model: nn.Module, variables: dict[str, Any], pixels: np.ndarray) -> dict[str, np.ndarray]:
     two_towers = not hasattr(model, "encoder")
+    names: list[str] = []  # in the order of computation, which a jitted dict would lose
 
-    def run(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+    def run(variables: Any, pixels: jax.Array) -> list[jax.Array]:
         features = model.apply(variables, pixels, method="encode_image" if two_towers else None)
         named = {f"level {i}": level for i, level in enumerate(features.levels)}
         named |= {"tokens": features.tokens, "pooled": features.pooled}
         if not two_towers and {"head", "token_head"} & variables["params"].keys():
             named["logits"] = model.apply(variables, pixels, method="logits")
-        return named
+        names.extend(named)
+        return list(named.values())
 
     made = jax.jit(run)(variables, pixels)
-    return {name: np.asarray(value) for name, value in made.items()}
+    return {name: np.asarray(value) for name, value in zip(names, made, strict=True)}
