@@ -560,19 +560,21 @@ COMMANDS = {
     "inspect": Command(_inspect, {"config": False, "json": True}),
     "config": Command(_config, {"config": False, "json": True}),
     "weights list": Command(_weights_list, {"json": True}),
-    "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",)),
-    "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",)),
+    "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",), ("path",)),
+    "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",), ("path",)),
     "weights export": Command(
-        _weights_export, {"format": False, "out": False, "family": False, "heads": False}, ("path",)
+        _weights_export, {"format": False, "out": False, "family": False, "heads": False}, ("path",), ("path",)
     ),
     "weights verify": Command(
         _weights_verify,
         {"images": False, "count": False, "rtol": False, "atol": False, "json": True, **_FILE},
         ("a", "b"),
+        ("a", "b"),
     ),
     "embed": Command(
         _embed,
         {"weights": False, "data": False, "out": False, "batch-size": False, "pool": False, "dtype": False, **_FILE},
+        opens=("weights",),
     ),
 }
 

@@ -7,8 +7,6 @@ our leaf, and nothing is lost on the way: a file read and written again is equal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -128,10 +126,11 @@ def foreign_tensors(
         yield name, np.asarray(array, order="C")
 
 
-def foreign_shapes(
-    rules: Sequence[Rule], shapes: Mapping[tuple[str, str], jax.ShapeDtypeStruct]
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of those tensors, without making any."""
+def foreign_shapes(rules: Sequence[Rule], shapes: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+    """Shapes and dtypes (`jax.ShapeDtypeStruct`) of those tensors, without making any."""
+    import jax  # here: a hostile file is refused before JAX is imported
+    import jax.numpy as jnp
+
     return jax.eval_shape(lambda leaves: dict(_written(rules, leaves, jnp.concatenate)), dict(shapes))
 
 
