@@ -204,6 +204,9 @@ def _pooling_rules(model: ViT, names: Names, role: str) -> list[Rule]:
     if model.pooling == "attention_aim":
         parts = (f"{names['pool_key']}.weight", f"{names['pool_value']}.weight")
         rules.append(Rule(f"{leaf}/key_value/kernel", parts, "two (heads e) d -> d two heads e", heads))
+        if model.qkv_bias:
+            biases = (f"{names['pool_key']}.bias", f"{names['pool_value']}.bias")
+            rules.append(Rule(f"{leaf}/key_value/bias", biases, "two (heads e) -> two heads e", heads))
         rules.append(Rule(f"{leaf}/out/kernel", (names["pool_out"] + ".weight",), "d (heads e) -> heads e d", heads))
         return [*rules, Rule(f"{leaf}/out/bias", (names["pool_out"] + ".bias",))]
     if "pool_query" in names:  # a query of its own, key and value in one
