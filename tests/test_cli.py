@@ -184,3 +184,100 @@ def test_an_unknown_field_of_the_recipe_itself_is_named(capsys, monkeypatch, tmp
 def test_a_duration_replaces_the_one_in_another_unit():
     recipe = cli.override(cli.load_recipe("configs/quickstart.py"), [("total_steps", "7")], "it")
     assert (recipe["total_steps"], recipe["total_epochs"]) == (7, None)
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+VIT = "tests/golden/models/hf_vit_cls"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["weights"], ["say what to do", "inspect", "verify"]),
+        (["weights", "inspct", VIT], ["say what to do", "inspect"]),
+        (["weights", "inspect"], ["no PATH", "vfm weights inspect PATH"]),
+        (["weights", "inspect", "--names"], ["no PATH"]),
+        (["weights", "inspect", "/no/such/file.pth"], ["nothing at /no/such/file.pth"]),
+        (["weights", "inspect", "dinov2_smal"], ["dinov2_smal", "vfm weights list"]),
+        (["weights", "inspect", "README.md"], ["README.md", "safetensors"]),
+        (["weights", "inspect", "tests/golden/losses/simclr.npz"], ["of no family known here"]),
+        (["weights", "inspect", "vfm_jax"], ["vfm_jax"]),
+        (["weights", "inspect", VIT, "--family=hf/vt"], ["'hf/vt'", "'hf/vit'"]),
+        (["weights", "inspect", VIT, "--family=hf/dinov2"], ["cannot be read as hf/dinov2"]),
+        (["weights", "inspect", VIT, "--heads=many"], ["--heads=many", "whole number"]),
+        (["weights", "inspect", VIT, "--heads"], ["--heads has no value"]),
+        (["weights", "inspect", VIT, "--image-size=1x2x3"], ["HEIGHTxWIDTH"]),
+        (["weights", "inspect", VIT, "--nams"], ["--nams", "'--names'"]),
+        (["weights", "inspect", VIT, "--config.seed=1"], ["config.seed", "no recipe"]),
+        (["weights", "list", "--jsn"], ["--jsn", "'--json'"]),
+        (["weights", "import", VIT], ["no --out"]),
+        (["weights", "import", VIT, "--out=tests"], ["is there already"]),
+        (["weights", "export", VIT, "--out=x"], ["no --format"]),
+        (["weights", "export", VIT, "--format=onxx", "--out=x"], ["'onxx'", "hf, timm"]),
+        (["weights", "export", "/no/run", "--format=hf", "--out=x"], ["/no/run"]),
+        (["weights", "verify", VIT], ["no B", "vfm weights verify A B"]),
+        (["weights", "verify", VIT, VIT], ["no --images"]),
+        (["weights", "verify", VIT, VIT, "--images=/no/folder"], ["/no/folder"]),
+        (["weights", "verify", VIT, VIT, "--images=tests", "--atol=small"], ["holds no image"]),
+        (["embed"], ["no --weights"]),
+        (["embed", f"--weights={VIT}", "--data=tests", "--out=x.csv"], [".npz or .parquet"]),
+        (["embed", f"--weights={VIT}", "--data=tests", "--out=x.npz"], ["holds no image"]),
+        (["embed", f"--weights={VIT}", "--data=tests", "--out=x.npz", "--batch-size=0"], ["--batch-size=0"]),
+        (["embed", f"--weights={VIT}", "--data=tests", "--out=x.npz", "--pool=max"], ["mean_patch"]),
+        (["eval", QUICKSTART], ["workdir"]),
+        (["eval", "--config=configs/adapt/vit_cifar10.py"], ["which weights", "--config.init.weights=PATH"]),
+        (["eval", "--config=configs/adapt/evaluate.py", "--config.init.weights=/no/such"], ["nothing at /no/such"]),
+        (["eval", "--config=configs/adapt/evaluate.py", "--config.init=None"], ['"pretrained"']),
+        (["eval", "--config=configs/adapt/evaluate.py", f"--config.init.weights={VIT}"], ["config.data.path"]),
+        (
+            ["eval", "--config=configs/adapt/evaluate.py", f"--config.init.weights={VIT}", "--config.init.hed=keep"],
+            ["config.init.hed", "'head'"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_with_weights_is_answered_in_a_few_lines(capsys, words, expected):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert 1 <= len(err.strip().splitlines()) <= 5
+    for part in expected:
+        assert part in err
+
+
+def test_a_wrong_tolerance_is_named(capsys, photos):
+    assert cli.main(["weights", "verify", VIT, VIT, f"--images={photos}", "--atol=small"]) == 2
+    assert "--atol=small: expected a number" in capsys.readouterr().err
+
+
+def test_public_checkpoints_are_listed(capsys):
+    assert cli.main(["weights", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) > 50
+    assert {"name", "family", "licence", "from"} <= set(rows[0])
+
+
+def test_a_file_is_inspected_by_network_and_leaf_by_leaf(capsys):
+    assert cli.main(["weights", "inspect", VIT, "--names"]) == 0
+    out = capsys.readouterr().out
+    for part in ("encoder", "linear_head", "read as hf/vit", "head/logits/bias <- classifier.bias"):
+        assert part in out
+    assert cli.main(["weights", "inspect", VIT, "--json"]) == 0
+    assert [row["network"] for row in json.loads(capsys.readouterr().out)] == ["encoder", "head"]
+
+
+def test_weights_are_imported_and_exported_and_stay_equal(capsys, tmp_path, photos):
+    assert cli.main(["weights", "import", VIT, f"--out={tmp_path / 'ours'}"]) == 0
+    assert "fresh 0, unused 0" in capsys.readouterr().out
+    assert cli.main(["weights", "export", str(tmp_path / "ours"), "--format=hf", f"--out={tmp_path / 'theirs'}"]) == 0
+    assert cli.main(["weights", "verify", VIT, str(tmp_path / "theirs"), f"--images={photos}", "--count=2"]) == 0
+
+
+def test_public_weights_are_evaluated_without_a_run(capsys, photos):
+    words = ["eval", "--config=configs/adapt/evaluate.py", f"--config.init.weights={VIT}", "--json"]
+    words += [f"--config.data.path={photos}", "--config.data.split=None", "--config.eval_data.test.split=None"]
+    assert cli.main([*words, "--config.eval_batch_size=8", "--config.evals={'knn': {'num_neighbors': 1}}"]) == 0
+    out, err = capsys.readouterr()
+    (row,) = json.loads(out)
+    assert row == {"evaluation": "knn/accuracy", "value": 0.5}  # the two classes hold the same images
+    assert "read as hf/vit" in err

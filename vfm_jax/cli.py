@@ -296,7 +296,7 @@ def _parse(text: str, old: Any, flag: str) -> Any:
     from vfm_jax.core.errors import UserError
 
     if isinstance(old, str):
-        return text
+        return None if text == "None" else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

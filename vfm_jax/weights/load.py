@@ -327,24 +327,26 @@ def load_leaves(
             found = weights.read(leaf)
         except ValueError as error:
             raise UserError(f"{weights.source}, read as {weights.family.name}: {error}.") from error
-        value, how = adapt(leaf[1], _as_float(found), target.shape, spec, channels)
-        account.loaded.append(leaf[1])
-        if how:
+        if found.shape != target.shape:
+            found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+            found, how = adapt(leaf[1], found, target.shape, spec, channels)
             account.resampled[leaf[1]] = how
-        yield leaf, place(value.astype(target.dtype, copy=False), target)
-
-
-def _as_float(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype in (np.float32, np.float64) else value.astype(np.float32)
+        account.loaded.append(leaf[1])
+        yield leaf, place(found, target)
 
 
 def put(value: np.ndarray, target: Any) -> jax.Array:
-    """A host array on the devices of its target, by its sharding; on the first device where it has none."""
+    """A host array on the devices of its target, in its dtype and by its sharding; else on the first device.
+
+    Each device's part is cast by itself: a leaf of a bfloat16 file is never whole in float32.
+    """
     sharding = getattr(target, "sharding", None)
-    if sharding is None:
-        # The file's pages are not ours to keep, so they are copied; other layouts JAX copies itself, and faster.
-        return jax.device_put(np.array(value) if value.flags.c_contiguous else value)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
+    if sharding is not None:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index], target.dtype))
+    if value.dtype != target.dtype:
+        return jax.device_put(value.astype(target.dtype))
+    # The file's pages are not ours to keep, so they are copied; other layouts JAX copies itself, and faster.
+    return jax.device_put(np.array(value) if value.flags.c_contiguous else value)
 
 
 class Pretrained(NamedTuple):

@@ -11,8 +11,11 @@ def existing(path: str | os.PathLike[str], where: str) -> pathlib.Path:
     """`path` with `~` expanded.
 
     Raises:
-        UserError: nothing is there; the message shows how far the path exists, and the nearest name there.
+        UserError: an empty path; or nothing is there, and the message shows how far the path exists, and the nearest
+            name there.
     """
+    if not os.fspath(path):
+        raise UserError(f"{where} is empty: say where the data are, with --{where}=PATH.")
     wanted = pathlib.Path(path).expanduser()
     if wanted.exists():
         return wanted
