@@ -491,7 +491,9 @@ def _embed(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     from vfm_jax.embed import embed
 
     _refuse(overrides)
-    more = {"batch_size": _number(flags, "batch-size", 64)} | ({"pool": flags["pool"]} if "pool" in flags else {})
+    more: dict[str, Any] = {"batch_size": _number(flags, "batch-size", 64)} | (
+        {"pool": flags["pool"]} if "pool" in flags else {}
+    )
     weights, data, out = (_needed(flags, name) for name in ("weights", "data", "out"))
     made = embed(weights, data, out, **more, **_given(flags))
     again = f", {made.resumed:,} of them from before" if made.resumed else ""

@@ -49,7 +49,7 @@ def freeze_until(
     def init(params: Any) -> dict[str, Any]:
         return {"count": jnp.zeros((), jnp.int32), "inner": optimizer.init(params)}
 
-    def update(updates: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, dict[str, Any]]:
         updates, inner = optimizer.update(updates, state["inner"], params)
         moves = state["count"] >= num_steps
         held = map_named(lambda name, u: jnp.where(moves, u, jnp.zeros_like(u)) if matches(name) else u, updates)

@@ -26,11 +26,11 @@ def adapt(
     """
     if value.shape == shape:
         return value, ""
-    part = leaf.rsplit("/", 1)[-1]
+    part, sides = leaf.rsplit("/", 1)[-1], (shape[0], shape[1] if len(shape) > 1 else 1)
     found, wanted = _size(value.shape), _size(shape)
     if part == "positions" and value.shape[2:] == shape[2:]:
         rule = spec.get("position_resampling", "bicubic_antialias")
-        return resample_positions(value, shape[:2], rule), f"{_size(value.shape[:2])} to {_size(shape[:2])} by {rule}"
+        return resample_positions(value, sides, rule), f"{_size(value.shape[:2])} to {_size(shape[:2])} by {rule}"
     if part == "kernel" and value.ndim == 4 and value.shape[3] == shape[3]:
         steps = []
         if value.shape[2] != shape[2]:
@@ -38,7 +38,7 @@ def adapt(
             value = adapt_channels(value, shape[2], channels)
         if value.shape[:2] != shape[:2] and leaf.endswith("patch_embedding/kernel"):
             steps.append(f"patches of {_size(value.shape[:2])} to {_size(shape[:2])} by PI-resize")
-            value = resample_patch_kernel(value, shape[:2])
+            value = resample_patch_kernel(value, sides)
         if value.shape == shape:
             return value, ", ".join(steps)
     if leaf.endswith("relative_positions/table") and value.shape[1:] == shape[1:]:
@@ -60,5 +60,5 @@ def _window(rows: int) -> tuple[int, int] | None:
     for extra in (3, 0):
         side = int(np.sqrt(rows - extra)) if rows > extra else 0
         if side * side == rows - extra and side % 2:
-            return ((side + 1) // 2,) * 2
+            return (side + 1) // 2, (side + 1) // 2
     return None

@@ -55,7 +55,7 @@ class InitialWeights:
             raise UserError(f'config.init.head is {head!r}; expected "fresh" or "keep".')
         self._source, self._head, self._channels, self._strict = weights, head, channels, strict
         given = {"family": family, "heads": heads, "image_size": image_size}
-        self._given = {name: value for name, value in given.items() if value is not None}
+        self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._rename = tuple((pattern, replacement) for pattern, replacement in rename)
 
     def networks(self, networks: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class InitialWeights:
     def _open(self, networks: Mapping[str, Any]) -> Weights:
         roles = {_ENCODER} if self._head == "fresh" else set(Assembly.__dataclass_fields__)
         known = {role: spec for role, spec in networks.items() if role in roles}
-        extra = {"rename": self._rename, "networks": known} if self._rename else {}
+        extra: dict[str, Any] = {"rename": self._rename, "networks": known} if self._rename else {}
         return read_weights(self._source, **self._given, **extra)
 
     def load(

@@ -28,7 +28,8 @@ def preprocessing_of(
 ) -> Preprocessing:
     """What the folder says of its images, or the family's usual."""
     if own := (config or {}).get("preprocessing"):  # a folder of ours
-        return Preprocessing(**{k: tuple(value) if isinstance(value, list) else value for k, value in own.items()})
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in own.items()}
+        return Preprocessing(**fields)
     size, (mean, std) = bundle.image_size, family.mean_std
     interpolation, ratio = "bicubic", 1.0
     theirs = (config or {}).get("pretrained_cfg") or {}

@@ -92,7 +92,7 @@ def _outputs(model: nn.Module, variables: dict[str, Any], pixels: np.ndarray) ->
     names: list[str] = []  # in the order of computation, which a jitted dict would lose
 
     def run(variables: Any, pixels: jax.Array) -> list[jax.Array]:
-        features = model.apply(variables, pixels, method="encode_image" if two_towers else None)
+        features: Any = model.apply(variables, pixels, method="encode_image" if two_towers else None)
         named = {f"level {i}": level for i, level in enumerate(features.levels)}
         named |= {"tokens": features.tokens, "pooled": features.pooled}
         if not two_towers and {"head", "token_head"} & variables["params"].keys():
