@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
-from vfm_jax.models.maps import Level, drop_rates, features_of_map, keys_of_layer, refuse_keep
+from vfm_jax.models.maps import Level, drop_rates, features_of_map, keys_of_layer, refuse_keep, refuse_without_cells
 from vfm_jax.nn.convolutions import Conv, Padding, drop_path_of_map, max_pool
 from vfm_jax.nn.layers import ACTIVATIONS
 from vfm_jax.nn.normalization import GroupNorm
@@ -121,7 +121,8 @@ class BiT(nn.Module):
         """See `models.interface.Encoder`.
 
         Raises:
-            UserError: `keep` is given, an unknown stem or padding, or widths that do not divide into the groups.
+            UserError: `keep` is given, an unknown stem or padding, widths that do not divide into the groups, or an
+                image without a cell.
         """
         refuse_keep(keep, "BiT")
         self._check()
@@ -147,6 +148,7 @@ class BiT(nn.Module):
             stage = _Stage(style, block, widths[i], stride, dilation, rates[i], first, name=f"stage_{i}")
             x = maps[i] = stage(x, keys)
             first += depths[i]
+        refuse_without_cells(x, image)
         if self.preactivation:
             x = style.norm_and_activate(x, "norm")
         return features_of_map(x, jnp.mean(x.astype(jnp.float32), axis=(1, 2)), maps, self.levels)

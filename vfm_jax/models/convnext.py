@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
-from vfm_jax.models.maps import Level, drop_rates, features_of_map, keys_of_layer, refuse_keep
+from vfm_jax.models.maps import Level, drop_rates, features_of_map, keys_of_layer, refuse_keep, refuse_without_cells
 from vfm_jax.nn.convolutions import Conv, drop_path_of_map
 from vfm_jax.nn.layers import ACTIVATIONS, Dense, LayerNorm, LayerScale
 from vfm_jax.nn.normalization import GlobalResponseNorm
@@ -97,7 +97,7 @@ class ConvNeXt(nn.Module):
         """See `models.interface.Encoder`. Rows and columns of pixels that fill no cell are left out.
 
         Raises:
-            UserError: `keep` is given.
+            UserError: `keep` is given, or an image without a cell.
         """
         refuse_keep(keep, "ConvNeXt")
         depths, widths = self.sizes
@@ -113,6 +113,7 @@ class ConvNeXt(nn.Module):
                 self.norm_epsilon, self.dtype, name=f"stage_{i}",
             )  # fmt: skip
             x = maps[i] = stage(x, keys)
+        refuse_without_cells(x, image)
         norm = LayerNorm(
             self.norm_epsilon if self.final_norm_epsilon is None else self.final_norm_epsilon, name="norm"
         )

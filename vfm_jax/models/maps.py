@@ -59,6 +59,15 @@ def refuse_keep(keep: Any, name: str) -> None:
         )
 
 
+def refuse_without_cells(x: Float[Array, "b rows columns d"], image: Float[Array, "b h w c"]) -> None:
+    """Raises UserError where the images are too small to leave a cell of the last map."""
+    if 0 in x.shape[1:3]:
+        raise UserError(
+            f"Images of {image.shape[1]} x {image.shape[2]} pixels leave {x.shape[1]} x {x.shape[2]} cells of the "
+            "last map. Resize them to more pixels."
+        )
+
+
 def drop_rates(last: float, depths: Sequence[int]) -> list[tuple[float, ...]]:
     """Drop path rates, stage by stage: zero at the first block, rising linearly to `last`."""
     rates = np.linspace(0, last, int(np.sum(depths)))

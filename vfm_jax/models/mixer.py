@@ -15,7 +15,7 @@ from vfm_jax.core.types import Features
 from vfm_jax.models.maps import keys_of_layer, refuse_keep
 from vfm_jax.nn.layers import ACTIVATIONS, LayerNorm, drop_path
 from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify
-from vfm_jax.nn.transformer import Mlp
+from vfm_jax.nn.transformer import Mlp, places_of_levels
 
 # width, depth, hidden width of the token MLP, of the channel MLP: Tolstikhin et al., 2021, Table 1
 SIZES = {
@@ -103,7 +103,7 @@ class Mixer(nn.Module):
             x = block(x, keys_of_layer(keys, i), float(rate))
             outputs.append(x)
         x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x).astype(jnp.float32)
-        levels = tuple(outputs[range(depth)[level]].astype(jnp.float32) for level in self.levels)
+        levels = tuple(outputs[place].astype(jnp.float32) for place in places_of_levels(self.levels, depth))
         return Features(x, jnp.mean(x, axis=1), levels, grid)
 
     def _check_tokens(self, grid: tuple[int, int]) -> None:

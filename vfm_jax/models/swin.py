@@ -17,7 +17,7 @@ from vfm_jax.nn.attention import attend
 from vfm_jax.nn.layers import Dense, LayerNorm, drop_path
 from vfm_jax.nn.patches import PatchEmbedding, patchify
 from vfm_jax.nn.resample import resample_positions
-from vfm_jax.nn.transformer import Mlp
+from vfm_jax.nn.transformer import Mlp, places_of_levels
 
 # width of the first stage, depths, heads
 SIZES = {
@@ -203,8 +203,9 @@ class WindowAttention(nn.Module):
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-    return x / jnp.maximum(norm, 1e-12).astype(x.dtype)
+    # The length itself has no slope at zero, where the keys of padding are; the floor of it is PyTorch's 1e-12.
+    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24)).astype(x.dtype)
 
 
 class SwinBlock(nn.Module):
@@ -506,6 +507,7 @@ class Swin(nn.Module):
             outputs.append(x)
             grids.append(grid)
         x = self.norm(x).astype(jnp.float32)
-        levels = tuple(outputs[level].astype(jnp.float32) for level in self.levels)
+        wanted = places_of_levels(self.levels, len(depths), "stages")
+        levels = tuple(outputs[place].astype(jnp.float32) for place in wanted)
         pooled = jnp.mean(x, axis=1)
-        return Features(x, pooled, levels, grid, level_grids=tuple(grids[level] for level in self.levels))
+        return Features(x, pooled, levels, grid, level_grids=tuple(grids[place] for place in wanted))

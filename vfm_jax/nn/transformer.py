@@ -141,6 +141,18 @@ class Block(nn.Module):
         return self.attention.weights(x if self.norm_order == "post" else self.norm1(x), **told)
 
 
+def places_of_levels(levels: Sequence[int], count: int, what: str = "blocks") -> list[int]:
+    """Levels as places from 0, of which there are `count`; -1 is the last.
+
+    Raises:
+        UserError: one that is not there.
+    """
+    for level in levels:
+        if not -count <= level < count:
+            raise UserError(f"levels names {level}; this network has {what} 0 to {count - 1}, and -1 for the last.")
+    return [level % count for level in levels]
+
+
 def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
@@ -257,7 +269,7 @@ class Transformer(nn.Module):
         told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
         keys = keys if self.drop_path > 0 else None
-        wanted = [range(self.depth)[level] for level in levels]
+        wanted = places_of_levels(levels, self.depth)
 
         def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> jax.Array:
             own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)
