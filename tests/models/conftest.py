@@ -1,5 +1,6 @@
 """Variables without an initialisation, whose compilation would take longer than the tests."""
 
+import functools
 import zlib
 
 import jax
@@ -10,9 +11,9 @@ import pytest
 from vfm_jax.core.trees import map_named
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_variables():
-    """(model, image) -> variables of the right shapes and a sensible scale; equal names have equal values."""
+    """(model, *inputs, **static ones) -> variables of the right shapes and a sensible scale, by the leaves' names."""
 
     def leaf(name, shape):
         generator = np.random.default_rng(zlib.crc32(name.encode()))
@@ -23,4 +24,8 @@ def random_variables():
             value = deviation * generator.standard_normal(shape.shape)
         return jnp.asarray(value, shape.dtype)
 
-    return lambda model, image: map_named(leaf, jax.eval_shape(model.init, jax.random.key(0), image))
+    def variables(model, *inputs, **fixed):
+        init = functools.partial(model.init, **fixed)
+        return map_named(leaf, jax.eval_shape(init, jax.random.key(0), *inputs))
+
+    return variables
