@@ -176,6 +176,14 @@ def test_a_run_that_did_not_help_is_told_so(tmp_path):
     assert "−18.4 points over random weights" in page
 
 
+def test_a_run_from_public_weights_is_compared_with_them(tmp_path):
+    before = {"knn/accuracy": 0.90, "linear_probe/accuracy": 0.95}
+    page = _page(tmp_path, SUMMARY | {"evaluations": {"public_weights": before, **EVALUATIONS}})
+    assert "+2.5 points over the public weights" in page
+    assert "Public weights, before this run" in page
+    assert "better by k-nearest neighbours, not by linear probe, than the public weights it started from" in page
+
+
 def test_after_several_stages_the_last_one_is_compared(tmp_path):
     evaluations = {
         "pretrain": {"knn/accuracy": 0.5},

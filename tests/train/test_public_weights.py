@@ -168,6 +168,16 @@ def test_evaluation_needs_no_run(capsys):
     assert "read as hf/vit" in capsys.readouterr().out
 
 
+def test_a_run_is_compared_with_the_weights_it_started_from(tmp_path):
+    ops = (dict(name="normalize", mean=0.5, std=0.25),)
+    given = recipe(evals=dict(knn=dict(num_neighbors=3)), eval_batch_size=16, eval_views=dict(image=dict(ops=ops)))
+    summary = train(given, tmp_path / "run")
+    _, before = evaluate(given, None)
+    assert summary["evaluations"]["public_weights"] == before
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("kind") == "eval"] == [0, 2]
+
+
 def test_config_shows_what_the_file_holds_and_expects(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["config", "--config=configs/adapt/evaluate.py", f"--config.init.weights={MODELS / 'timm_vit'}"]

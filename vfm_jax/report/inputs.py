@@ -17,7 +17,8 @@
     finished          bool
     stopped_by        why not, in words ("Ctrl-C")
     wall_seconds, images_per_second
-    evaluations       {"pretrained" or the stage's name | "random_init" | "raw_pixels": {"knn/accuracy": 0.9, ...}};
+    evaluations       {"pretrained" or the stage's name | "public_weights" (those a run started from, before it) |
+                      "random_init" | "raw_pixels": {"knn/accuracy": 0.9, ...}};
                       metrics with "accuracy" in their name are shares in [0, 1]
     versions, hardware    as `environment.versions` and `environment.hardware` give them
 

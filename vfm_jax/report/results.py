@@ -9,10 +9,15 @@ from vfm_jax.report.numbers import format_percent, format_points
 
 _SUBJECTS = {  # of the evaluations
     "pretrained": "Pretrained encoder",
+    "public_weights": "Public weights, before this run",
     "random_init": "Same encoder, random weights",
     "raw_pixels": "Raw pixels, no encoder",
 }
-_BASELINES = {"random_init": "the same encoder with random weights", "raw_pixels": "the raw pixels"}
+_BASELINES = {
+    "public_weights": "the public weights it started from",
+    "random_init": "the same encoder with random weights",
+    "raw_pixels": "the raw pixels",
+}
 PROBES = {"knn/accuracy": "k-nearest neighbours", "linear_probe/accuracy": "linear probe"}
 
 
@@ -86,9 +91,12 @@ def _cards(evaluations: Mapping[str, Mapping[str, float]], learned: str, metrics
     for metric in metrics:
         if metric not in evaluations.get(learned, {}):
             continue
-        gain, change = _gain(evaluations, learned, "random_init", metric), ""
+        other, words = ("public_weights", "the public weights")
+        if other not in evaluations:
+            other, words = ("random_init", "random weights")
+        gain, change = _gain(evaluations, learned, other, metric), ""
         if gain is not None:
-            change = f"<span class={_direction(gain)}>{format_points(gain)} points over random weights</span>"
+            change = f"<span class={_direction(gain)}>{format_points(gain)} points over {words}</span>"
         value = _plain(metric, evaluations[learned][metric])
         cards.append(f"<div class=card><span>{text(_heading(metric))}</span><b>{value}</b>{change}</div>")
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""

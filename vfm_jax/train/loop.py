@@ -166,6 +166,7 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
 
     with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
         found = checkpoints.restore(abstract)
+        public = found is None and donor is None and experiment.initialize is not None
         if found is not None:
             state, start = found[0], found[1]["step"]
             if (seen := found[1]["examples_seen"]) != start * experiment.batch_size:
@@ -182,7 +183,7 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
                 params, account = carry_over(state.params, donor, stage.carry, origin)
                 state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
                 run.say(account)
-            elif experiment.initialize is not None:
+            elif public:
                 state, account = _with_public_weights(experiment, state)
                 run.say(account)
         step_function = jax.jit(
@@ -200,6 +201,10 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated(experiment.mesh)),
         )
         run.begin()
+        if public and judge:  # what the run is to improve on
+            figures = judge.evaluate(state.variables, experiment.evaluations)
+            run.write(experiment.stage, 0, "eval", figures)
+            run.measured_before("public_weights", figures)
         names = list(named_leaves(state.params))
         with experiment.train_batches(start) as batches, run.watch(stage.name, experiment, start, names) as watch:
             step = start

@@ -168,6 +168,11 @@ class Run:
         """Whether the stage's last evaluation is known, from before a restart."""
         return self._label(stage) in self.summary.get("evaluations", {})
 
+    def measured_before(self, subject: str, figures: Mapping[str, float]) -> None:
+        """Takes in what the run starts from, to be compared with at its end."""
+        self.summary.setdefault("evaluations", {})[subject] = dict(figures)
+        self._write_json("summary.json", self.summary)
+
     def conclude(
         self, stage: str, figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
     ) -> None:
