@@ -9,7 +9,11 @@ from vfm_jax.weights.vit import vit
 
 # Fields of a network that change nothing about what it computes from its leaves at its own image size.
 _TRAINING = {"scan", "remat", "drop_path", "levels", "norm_levels", "dtype", "init_std", "zero_init", "merged_levels"}
+_TRAINING |= {"norm_momentum", "unbiased_variance", "dropout"}
 _TRAINING |= {"position_resampling", "rope_shift", "rope_jitter", "rope_rescale"}
+
+# Fields from which a network works out its sizes; several ways of writing them mean the same.
+_SIZES = {"variant", "width", "depth", "depths", "widths", "heads", "block", "stem_width", "token_dim", "channel_dim"}
 
 
 def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +25,15 @@ def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
         full |= dict(zip(("width", "depth", "mlp_dim", "heads"), model.sizes, strict=True)) | {
             "variant": model.patch_size
         }
+    elif hasattr(MODELS[spec["name"]], "sizes"):
+        model = MODELS[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
+        worked_out = {part: getattr(model, part, None) for part in ("sizes", "patch_size")}
+        worked_out |= {part.removesuffix("s"): getattr(model, part, None) for part in ("windows", "trained_windows")}
+        full = {k: v for k, v in full.items() if k not in _SIZES} | worked_out
+        if not any(dilation > 1 for _, dilation in getattr(model, "strides", ())):
+            full.pop("dilate", None)  # nothing to dilate
+    if full.get("qkv_bias") is False and "key_bias" in full:
+        full["key_bias"] = True  # says nothing then
     if spec["name"] == "masked_decoder" and full.get("mlp_dim") is None:
         full["mlp_dim"] = int(full["width"] * full["mlp_ratio"])
     full.pop("mlp_ratio", None)

@@ -8,6 +8,7 @@ from typing import Any
 from vfm_jax.weights.account import Account
 from vfm_jax.weights.hub import CHECKPOINTS
 from vfm_jax.weights.load import Weights, abstract_leaves, load_leaves, make_model, read_weights
+from vfm_jax.weights.origin import published_name
 from vfm_jax.weights.save import export
 
 
@@ -82,7 +83,7 @@ def import_weights(path: str | os.PathLike[str], out: str | os.PathLike[str], **
         targets = abstract_leaves(make_model(weights.bundle.networks), weights.bundle)
         account = weights.account()
         leaves = dict(load_leaves(weights, targets, account))
-        origin = {"source": str(path), "family": weights.family.name, "licence": weights.licence}
+        origin = {"source": published_name(path), "family": weights.family.name, "licence": weights.licence}
         bundle = weights.bundle._replace(options={**_plain(weights.bundle.options), **origin})
         export(out, "vfm", bundle, leaves, weights.preprocessing)
     return account

@@ -101,6 +101,21 @@ def _swin(bundle: Bundle) -> Swin:
     return Swin(**{k: v for k, v in bundle.networks["encoder"].items() if k != "name"})
 
 
+def window_rules_agree(spec: Mapping[str, Any], image_size: tuple[int, int]) -> bool:
+    """Whether a Swin computes the same by either `window_rule` on images of this size.
+
+    Both must cut a window alike, and a map that is shifted must need no padding, which one adds before the other.
+    """
+    model = Swin(**{k: v for k, v in spec.items() if k != "name"})
+    for stage, window in enumerate(model.windows):
+        rows, columns = (-(-side // (model.patch * 2**stage)) for side in image_size)
+        grid, half = (rows, columns), (window[0] // 2, window[1] // 2)
+        joint, separate = (window_and_shift(grid, window, half, rule) for rule in ("joint", "separate"))
+        if joint != separate or (any(joint[1]) and whole_windows(grid, joint[0]) != grid):
+            return False
+    return True
+
+
 def _blocks(model: Swin) -> Iterator[tuple[int, int]]:
     for stage, depth in enumerate(model.sizes[1]):
         for i in range(depth):

@@ -11,7 +11,15 @@ from vfm_jax.models.vit import ViT
 from vfm_jax.weights.family import CLIP, HALF, Config, Family
 from vfm_jax.weights.rules import Buffer, Bundle, Rule, Shapes
 from vfm_jax.weights.vit import Names, block_rules, count_blocks, norm_rules, square_grid, variant_of, vit, vit_rules
-from vfm_jax.weights.vit_hf import activation, pair, patch_size_of, prefix_of, prefixed, their_activation
+from vfm_jax.weights.vit_hf import (
+    activation,
+    check_square,
+    pair,
+    patch_size_of,
+    prefix_of,
+    prefixed,
+    their_activation,
+)
 
 _HF_BLOCK = {
     "norm1": "encoder.layers.{i}.layer_norm1",
@@ -311,7 +319,8 @@ def _hf_config(bundle: Bundle, kind: str, model: str) -> dict[str, Any]:
     if kind == "siglip2":
         vision["num_patches"] = (rows // image.patch_size) * (columns // image.patch_size)
     else:
-        vision["image_size"] = rows if rows == columns else [rows, columns]
+        check_square(bundle, f"{model}VisionModel")
+        vision["image_size"] = rows
     vision |= {"projection_dim": image.projection or 512} if kind == "clip" else {}
     vision |= {} if kind == "clip" else {"vision_use_head": image.pooling == "attention"}
     if towers is None:

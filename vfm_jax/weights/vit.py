@@ -249,11 +249,11 @@ def mae_decoder_rules(bundle: Bundle, block: Names, prefix: str) -> list[Rule]:
         qkv_bias=spec.get("qkv_bias", True),
     )
     rows, columns = (side // patch_size for side in bundle.image_size)
-    table, k = (f"{prefix}decoder_pos_embed",), spec["prefix_positions"]
+    table, k = (f"{prefix}decoder_pos_embed",), spec.get("prefix_positions", 0)
     rules = [
         *dense_rules("decoder/embed", f"{prefix}decoder_embed"),
         Rule("decoder/mask_token", (f"{prefix}mask_token",), "1 1 d -> d"),
-        Rule("decoder/prefix_positions", table, "1 n d -> n d", part=(1, 0, k)),
+        *([Rule("decoder/prefix_positions", table, "1 n d -> n d", part=(1, 0, k))] if k else []),
         Rule("decoder/positions", table, "1 (h w) d -> h w d", {"h": rows, "w": columns}, (1, k, None)),
     ]
     for i in range(spec["depth"]):

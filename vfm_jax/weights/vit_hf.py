@@ -254,12 +254,23 @@ def _vit_rules(bundle: Bundle) -> list[Rule]:
     return rules + head_rules(bundle, {"head": "classifier"})
 
 
+def check_square(bundle: Bundle, architecture: str) -> None:
+    """Refuses images that are not square, for a class of theirs that takes no others."""
+    if len(set(bundle.image_size)) > 1:
+        raise UserError(f"{architecture} of transformers has positions of square images, not of {bundle.image_size}.")
+
+
+def _is_theirs(bundle: Bundle) -> bool:
+    """Whether the model was read from a folder of `transformers`, to which it goes back as it was."""
+    return bundle.options.get("family", "").startswith("hf/")
+
+
 def _check_pooler(bundle: Bundle, architecture: str) -> None:
     """Refuses what transformers would load with a pooler of random numbers; a file of theirs is as they made it."""
     if (
         architecture.endswith("Model")
         and not vit(bundle.networks["encoder"]).representation
-        and not bundle.options.get("family", "").startswith("hf/")
+        and not _is_theirs(bundle)
     ):
         raise UserError(f"{architecture} of transformers has a pooler, which this model has not (representation).")
 
@@ -333,7 +344,7 @@ def _read_mae(config: Config, shapes: Shapes, given: Mapping[str, Any]) -> Bundl
         }
     bundle = _bundle(config, networks, shapes, "vit.")
     named = (blocks for blocks in _DECODER_BLOCKS if any(name.startswith(blocks) for name in shapes))
-    return bundle._replace(options=bundle.options | {"decoder_blocks": next(named, _DECODER_BLOCKS[0])})
+    return bundle._replace(options={**bundle.options, "decoder_blocks": next(named, _DECODER_BLOCKS[0])})
 
 
 def _mae_rules(bundle: Bundle) -> list[Rule]:
@@ -348,6 +359,9 @@ def _mae_rules(bundle: Bundle) -> list[Rule]:
 
 def _mae_config(bundle: Bundle) -> dict[str, Any]:
     decoder = bundle.networks.get("decoder")
+    if not decoder and not _is_theirs(bundle):
+        raise UserError("ViTMAEModel of transformers hides patches, which an encoder alone does not want.")
+    check_square(bundle, "ViTMAE")
     config = _base_config(bundle, "vit_mae", "ViTMAEForPreTraining" if decoder else "ViTMAEModel")
     if decoder:
         config |= {
@@ -423,20 +437,40 @@ def _dinov2_rules(base: str, bundle: Bundle) -> list[Rule]:
     return vit_rules(encoder, names, bundle.image_size) + head_rules(bundle, {"head": "classifier"})
 
 
-def _check_mask_token(model: ViT, architecture: str) -> None:
-    if not model.mask_token:
-        raise UserError(f"{architecture} of transformers always has a mask token, which this model has not.")
+def _check_always_there(model: ViT, architecture: str, *, mask_token: bool = True) -> None:
+    """Refuses a model without what theirs would make up."""
+    parts = {"a mask token": model.mask_token or not mask_token, "layer scales": model.layer_scale is not None}
+    if lacking := [part for part, there in parts.items() if not there]:
+        raise UserError(f"{architecture} of transformers always has {lacking[0]}, which this model has not.")
+
+
+def _dinov2_mlp_ratio(model: ViT, architecture: str) -> int:
+    """The whole number from which they work out the width of the MLPs.
+
+    Raises:
+        UserError: there is none for this width.
+    """
+    width, _, mlp_dim, _ = model.sizes
+    for ratio in range(1, 65):
+        hidden = width * ratio
+        if model.mlp == "swiglu":
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        if hidden == mlp_dim:
+            return ratio
+    raise UserError(
+        f"{architecture} of transformers has MLPs of a whole multiple of the width {width}"
+        + (", two thirds of it rounded to eights" if model.mlp == "swiglu" else "")
+        + f"; {mlp_dim} is none."
+    )
 
 
 def _dinov2_config(model_type: str, architecture: str, bundle: Bundle) -> dict[str, Any]:
     model = vit(bundle.networks["encoder"])
-    width, _, mlp_dim, _ = model.sizes
     kind = "ForImageClassification" if "head" in bundle.networks else "Model"
-    if model_type == _REGISTERS:
-        _check_mask_token(model, architecture)
+    _check_always_there(model, architecture, mask_token=model_type == _REGISTERS)
+    check_square(bundle, architecture)
     config = _base_config(bundle, model_type, architecture + kind)
     del config["intermediate_size"]
-    ratio = 4 if model.mlp == "swiglu" else mlp_dim / width
     registers = {"num_register_tokens": model.registers} if model_type.endswith("registers") else {}
     mask = {"use_mask_token": model.mask_token} if model_type == "dinov2" else {}
     return (
@@ -444,7 +478,7 @@ def _dinov2_config(model_type: str, architecture: str, bundle: Bundle) -> dict[s
         | registers
         | mask
         | {
-            "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+            "mlp_ratio": _dinov2_mlp_ratio(model, architecture),
             "layerscale_value": model.layer_scale,
             "use_swiglu_ffn": model.mlp == "swiglu",
             "hidden_act": "gelu" if model.mlp == "swiglu" else config["hidden_act"],
@@ -492,7 +526,7 @@ def _dinov3_rules(bundle: Bundle) -> list[Rule]:
 
 def _dinov3_config(bundle: Bundle) -> dict[str, Any]:
     model = vit(bundle.networks["encoder"])
-    _check_mask_token(model, "DINOv3ViT")
+    _check_always_there(model, "DINOv3ViT")
     config = _base_config(bundle, "dinov3_vit", "DINOv3ViTModel")
     del config["qkv_bias"]
     return config | {

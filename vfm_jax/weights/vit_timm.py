@@ -241,6 +241,8 @@ def _config(bundle: Bundle) -> dict[str, Any]:
         )
     if model.mask_token:
         raise UserError("timm's ViT has no mask token.")
+    if model.distillation_token and not model.prefix_positions:
+        raise UserError("timm's distilled DeiT has positions for its first tokens.")
     width, depth, mlp_dim, heads = model.sizes
     head = bundle.networks.get("head")
     classes = head["num_classes"] if head else 0
@@ -274,7 +276,6 @@ def _config(bundle: Bundle) -> dict[str, Any]:
         }
     elif model.distillation_token:
         base = "deit_base_distilled_patch16_224"
-        args |= {"no_embed_class": model.prefix_positions == 0}
     else:
         quick = "clip_quickgelu_" if model.activation == "quick_gelu" else "clip_"
         base = f"vit_base_patch16_{quick if model.norm_input == 'tokens' else ''}224"
