@@ -8,6 +8,7 @@ import pytest
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import named_leaves
+from vfm_jax.models import MODELS
 from vfm_jax.models.vit import ViT
 from vfm_jax.optim.groups import layer_scales, leaf_settings
 
@@ -54,7 +55,10 @@ def test_layer_decay_and_weight_decay_are_those_of_mae_finetuning(golden_directo
 
 
 def test_layer_decay_knows_the_names_of_our_vit():
-    vit = ViT(variant="mu/4", width=8, depth=2, heads=2, mlp_dim=12, positions="sincos2d", layer_scale=1e-5)
+    vit = ViT(
+        "mu/4", 8, 2, 12, 2, norm_input="tokens", prefix_positions=1, distillation_token=True, registers=1,
+        relative_positions="shared", layer_scale=1e-5,
+    )  # fmt: skip
     image = jax.ShapeDtypeStruct((1, 8, 12, 3), np.float32)
     params = {"encoder": jax.eval_shape(vit.init, jax.random.key(0), image)["params"]}
     scales = layer_scales(named_leaves(params), 0.5)
@@ -63,12 +67,49 @@ def test_layer_decay_knows_the_names_of_our_vit():
         by_scale.setdefault(scale, set()).add(re.sub(r"(block_\d)/.*", r"\1", name).removesuffix("/kernel"))
     assert by_scale[0.5**3] == {
         "encoder/class_token",
+        "encoder/distillation_token",
+        "encoder/registers",
+        "encoder/positions",
+        "encoder/prefix_positions",
+        "encoder/norm_input/scale",
+        "encoder/norm_input/bias",
         "encoder/patch_embedding",
         "encoder/patch_embedding/bias",
     }
     assert by_scale[0.5**2] == {"encoder/transformer/block_0"}
     assert by_scale[0.5] == {"encoder/transformer/block_1"}
-    assert by_scale[1.0] == {"encoder/norm/scale", "encoder/norm/bias"}
+    assert by_scale[1.0] == {"encoder/norm/scale", "encoder/norm/bias", "encoder/relative_positions/table"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "outside"),
+    [
+        (
+            "swin",
+            dict(width=8, heads=(2, 2, 4), window=2, patch=2, positions="learned", mask_token=True),
+            ["patch_embedding", "norm_patches", "positions", "mask_token"],
+        ),
+        ("convnext", dict(widths=(4, 6, 8)), ["stem", "stem_norm"]),
+        ("resnet", dict(width=4), ["stem", "stem_norm"]),
+        ("bit", dict(widths=(32, 32, 64), stem_width=16, groups=8), ["stem"]),
+    ],
+)
+def test_blocks_are_counted_on_across_stages(name, fields, outside):
+    """Depths 1, 3 and 2 are the layers 1, 2 to 4, and 5 to 6; what leads to a stage is of its first block's."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    encoder = MODELS[name](**fields, depths=(1, 3, 2))
+    params = {"encoder": jax.eval_shape(encoder.init, jax.random.key(0), image)["params"], "head": leaf(3)}
+    layers = {}
+    for leaf_name, scale in layer_scales(named_leaves(params), 0.5).items():
+        part = re.sub(r"^(encoder/(?:stage_\d/)?\w+).*", r"\1", leaf_name)
+        layers.setdefault(round(7 + np.log2(scale)), set()).add(part.removeprefix("encoder/"))
+    assert layers.pop(0) == set(outside)
+    assert layers.pop(7) - {"norm"} == {"head"}
+    blocks = {layer: {part for part in parts if "block" in part} for layer, parts in layers.items()}
+    places = ["stage_0/block_0", "stage_1/block_0", "stage_1/block_1", "stage_1/block_2", "stage_2/block_0"]
+    assert blocks == {i: {place} for i, place in enumerate([*places, "stage_2/block_1"], start=1)}
+    between = {layer: parts - blocks[layer] for layer, parts in layers.items() if parts != blocks[layer]}
+    assert set(between) == ({2, 5} if name in ("swin", "convnext") else set())
 
 
 def test_blocks_of_a_decoder_are_no_layers_of_the_encoder():

@@ -36,8 +36,11 @@ class LeafSettings(NamedTuple):
 # Biases, the scales of norms and LayerScale's gamma: the one-dimensional parameters of every network here.
 DEFAULT_GROUPS = (Group(r"(^|/)(bias|scale|gamma)$", weight_decay=0.0, trust_ratio=False), Group(".*"))
 
-BLOCK = re.compile(r"^encoder/(?:.*/)?block_(\d+)/")
-EMBEDDING = re.compile(r"^encoder/(patch_embedding/|class_token$|positions$|register|mask_token$)")
+BLOCK = re.compile(r"^encoder/(?:.*?/)??(?:block_(\d+)/|stage_(\d+)/(?:block_(\d+)/)?)")
+EMBEDDING = re.compile(
+    r"^encoder/(patch_embedding/|stem/|stem_norm/|norm_patches/|norm_input/|register"
+    r"|(class_token|distillation_token|mask_token|positions|prefix_positions)$)"
+)
 
 
 def leaf_settings(
@@ -89,9 +92,13 @@ def leaf_settings(
 def layer_scales(names: Iterable[str], layer_decay: float, path: str = "config.optimizer") -> dict[str, float]:
     """The learning-rate scale of each leaf: layer_decay^(depth + 1 - layer), smallest at the input.
 
-    Layer 0 is the encoder's embedding (patches, positions, class, register and mask token), layer i + 1 its block i,
-    and layer depth + 1, of scale 1, all else: the last norm, pooling, heads, other networks. The depth is read off
-    the names of the encoder's blocks.
+    Layer 0 is the encoder's embedding (patches or stem, positions, class, register and mask token), layer i + 1 its
+    block i, and layer depth + 1, of scale 1, all else: the last norm, pooling, heads, other networks. The depth is
+    read off the names of the encoder's blocks.
+
+    In a net of stages (stage_2/block_0) the blocks are counted on across stages, and what brings a map to a stage
+    (downsample, merge) goes with the stage's first block, as timm groups them. The authors of ConvNeXt make one layer
+    of three blocks, 12 in all (arXiv:2201.03545, App. A.2): of a factor of theirs, take about the third root.
 
     Reference: He et al., 2021 (arXiv:2111.06377), Table 9, as in the authors' fine-tuning code; Clark et al., 2020.
 
@@ -101,12 +108,19 @@ def layer_scales(names: Iterable[str], layer_decay: float, path: str = "config.o
     if not 0.0 < layer_decay <= 1.0:
         raise UserError(f"{path}.layer_decay is {layer_decay}; expected a factor in (0, 1], such as 0.65.")
     names = list(names)
-    blocks = {name: int(found.group(1)) for name in names if (found := BLOCK.search(name))}
-    if not blocks:
+    places = {name: _place(found) for name in names if (found := BLOCK.search(name))}
+    if not places:
         raise UserError(
             f"{path}.layer_decay needs an encoder made of blocks (leaves named encoder/.../block_0/...);"
             f" leaves here are named like {', '.join(names[:3])}. Remove layer_decay for this network."
         )
+    depths: dict[int, int] = {}
+    for stage, block in places.values():
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+    blocks = {
+        name: sum(depth for before, depth in depths.items() if before < stage) + block
+        for name, (stage, block) in places.items()
+    }
     top = max(blocks.values()) + 2
 
     def layer(name: str) -> int:
@@ -115,6 +129,12 @@ def layer_scales(names: Iterable[str], layer_decay: float, path: str = "config.o
         return 0 if EMBEDDING.search(name) else top
 
     return {name: layer_decay ** (top - layer(name)) for name in names}
+
+
+def _place(found: re.Match[str]) -> tuple[int, int]:
+    """Stage and block of a leaf; a net without stages is of one."""
+    block, stage, block_of_stage = (int(number or 0) for number in found.groups())
+    return (stage, block_of_stage) if found.group(2) else (0, block)
 
 
 def _read_group(fields: Mapping[str, Any], adaptive: bool, where: str) -> Group:
