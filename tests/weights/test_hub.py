@@ -226,3 +226,9 @@ def test_unknown_names_are_answered_with_near_ones():
 
 def test_the_client_is_not_imported_before_it_is_needed():
     assert "huggingface_hub" not in vars(hub)
+
+
+def test_every_checkpoint_is_of_a_family_that_can_be_read():
+    from vfm_jax.weights.load import FAMILIES
+
+    assert {checkpoint.family for checkpoint in CHECKPOINTS.values()} <= set(FAMILIES)

@@ -118,6 +118,8 @@ def read_weights(
         given |= {"heads" if role == "encoder" else f"{role}_heads": count for role, count in by_network.items()}
     if rename:
         return _renamed(source, file, rename, networks, given, licence)
+    if known and known.family.startswith("original/"):  # an author's bare file: its name tells more than its tensors
+        family = family or known.family
     chosen = _recognised(source, file, family)
     try:
         bundle = chosen.read(file.config, file.shapes, given)
