@@ -134,6 +134,13 @@ SIDES = {
     "VGG, batch norm, sliding classifier": (8, 9)
 }  # of the images, in units of patch_size; the others' is (2, 3)
 MARGINS = {"BiT, norms behind": [1, 1], "BiT, dilated": [-1, -1]}  # cells more, by their padding
+POOLED = {  # widths that are not the tokens'
+    "ViT, attention pooling": 5,
+    "ViT as CLIP": 6,
+    "ViT, post-norm, shared relative positions, both poolings": 32,
+    "VGG": 40,
+    "VGG, batch norm, sliding classifier": 40,
+}
 KEEPS = {"vit"}  # those that can leave patches out
 NEEDS_WHOLE_PATCHES = {"vit", "mixer"}  # the others pad, or leave the rest out
 
@@ -315,7 +322,7 @@ def test_features_have_the_shapes_of_the_interface(label, answers):
     assert features.num_prefix_tokens == getattr(network, "num_prefix_tokens", int(getattr(network, "mean_token", 0)))
     assert features.tokens.shape[:2] == (BATCH, features.num_prefix_tokens + rows * columns)
     assert features.patch_tokens.shape[1] == rows * columns
-    assert features.pooled.shape[:-1] == (BATCH,)
+    assert features.pooled.shape == (BATCH, POOLED.get(label, features.tokens.shape[2]))
     assert len(features.levels) == network.num_levels + 1
     if features.level_grids:
         assert [level.shape[:2] for level in features.levels] == [(BATCH, h * w) for h, w in features.level_grids]

@@ -1,4 +1,4 @@
-"""The ViT against its descendants' own code, and every configuration against the interface of encoders."""
+"""The ViT against its descendants' own code, and what is special about it; test_interface.py asks the rest."""
 
 import functools
 import json
@@ -12,58 +12,13 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.core.trees import count_parameters, named_leaves
+from vfm_jax.core.trees import count_parameters
 from vfm_jax.models import MODELS
 from vfm_jax.nn.heads import LinearHead
 from vfm_jax.nn.patches import patchify
 from vfm_jax.nn.resample import resample_positions, resize_matrix
 
 SIZES = dict(variant="mu/4", width=16, depth=2, heads=2, mlp_dim=24)
-CONFIGURATIONS = {
-    "class token, learned positions": dict(),
-    "class token, sincos, layer scale, drop path": dict(positions="sincos2d", layer_scale=0.1, drop_path=0.4),
-    "mean with class token": dict(pooling="mean", levels=(0, -1)),
-    "mean without class token, sincos": dict(pooling="mean", class_token=False, positions="sincos2d"),
-    "norm of the mean": dict(pooling="mean", norm_pooled=True),
-    "attention pooling, scan": dict(pooling="attention", class_token=False, scan=True, levels=(1,)),
-    "attention pooling with class token, scan, remat": dict(pooling="attention", scan=True, remat="full"),
-    "as DeiT": dict(distillation_token=True, prefix_positions=2, qk_norm=True),
-    "as CLIP": dict(
-        norm_input="tokens",
-        patch_bias=False,
-        prefix_positions=1,
-        norm_pooled=True,
-        projection=6,
-        activation="quick_gelu",
-    ),
-    "as DINOv3": dict(
-        positions="rope",
-        registers=2,
-        key_bias=False,
-        class_norm=True,
-        layer_scale=0.1,
-        rope_shift=0.2,
-        rope_rescale=2.0,
-    ),
-    "as BEiT": dict(
-        positions="none", relative_positions="block", key_bias=False, pooling="mean", norm_pooled=True, scan=True
-    ),
-    "as AIMv2": dict(
-        class_token=False,
-        pooling="attention_aim",
-        norm="rms_norm",
-        norm_input="patches",
-        mlp="swiglu",
-        activation="silu",
-        mlp_bias=False,
-        qkv_bias=False,
-        out_bias=False,
-    ),
-    "post-norm, shared relative positions, both poolings": dict(
-        norm_order="post", final_norm=False, activation="relu", relative_positions="shared", pooling="class_mean"
-    ),
-    "another kernel, hidden layer, rotary": dict(kernel_size=3, representation=5, positions="rope", rope_jitter=1.5),
-}
 BATCH, HEIGHT, WIDTH = 3, 8, 12  # 2 x 3 patches
 
 
@@ -420,90 +375,7 @@ def test_parameter_counts_are_the_published_ones(size, millions):
     assert (count_parameters(params) + count_parameters(head)) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-# -------------------------------------------------------------------------------------------- interface of encoders
-
-
-@pytest.fixture(scope="module", params=list(CONFIGURATIONS))
-def run(request):
-    """One configuration in bfloat16, run once: its fields, features, attention, and each leaf's largest gradient."""
-    fields = CONFIGURATIONS[request.param]
-    vit = MODELS["vit"](**SIZES, **fields, dtype=jnp.bfloat16)
-    keys = jax.random.split(jax.random.key(8), BATCH)
-    image = _image()
-
-    @jax.jit
-    def compute(params):
-        def total(params):
-            features = vit.apply({"params": params}, image, keys=keys, train=True)
-            random = [
-                jax.random.normal(jax.random.key(i), a.shape)
-                for i, a in enumerate((features.tokens, features.pooled))
-            ]
-            return jnp.sum(features.tokens * random[0]) + jnp.sum(features.pooled * random[1]), features
-
-        grads, features = jax.grad(total, has_aux=True)(params)
-        attention = vit.apply({"params": params}, image, method="attention")
-        return features, attention, jax.tree.map(lambda a: jnp.max(jnp.abs(a)), grads)
-
-    return fields, *compute(_random_params(vit, image))
-
-
-def test_features_have_the_shapes_of_the_interface(run):
-    fields, features, _, _ = run
-    num_prefix = MODELS["vit"](**SIZES, **fields).num_prefix_tokens
-    width = (
-        fields.get("projection") or fields.get("representation") or 16 * (1 + (fields.get("pooling") == "class_mean"))
-    )
-    assert features.tokens.shape == (BATCH, num_prefix + 6, 16)
-    assert features.patch_tokens.shape == (BATCH, 6, 16)
-    assert features.pooled.shape == (BATCH, width)
-    assert (features.grid, features.num_prefix_tokens) == ((2, 3), num_prefix)
-    assert [level.shape for level in features.levels] == [features.tokens.shape] * len(fields.get("levels", ()))
-
-
-def test_outputs_are_float32_under_bfloat16(run):
-    _, features, attention, _ = run
-    assert features.tokens.dtype == features.pooled.dtype == attention.dtype == jnp.float32
-    assert all(level.dtype == jnp.float32 for level in features.levels)
-
-
-def test_every_parameter_gets_a_gradient(run):
-    largest = named_leaves(run[-1])
-    assert [name for name, size in largest.items() if not (np.isfinite(size) and size > 0)] == []
-
-
-def test_attention_is_a_map_per_head_that_sums_to_at_most_one(run):
-    fields, _, attention, _ = run
-    assert attention.shape == (BATCH, 2, 2, 3)
-    total = np.sum(attention, axis=(2, 3))
-    assert (np.asarray(attention) > 0).all() and (total < 1.02).all()  # weights of bfloat16
-    if not fields.get("class_token", True):  # nothing else to attend to
-        np.testing.assert_allclose(total, np.ones((BATCH, 2)), rtol=0.02)
-
-
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_kept_patches_alone_give_tokens(name):
-    vit = MODELS["vit"](**SIZES, **CONFIGURATIONS[name])
-    keep = jax.ShapeDtypeStruct((BATCH, 4), jnp.int32)
-
-    def run(key, image, keep):
-        return vit.init_with_output(key, image, keep=keep)[0]
-
-    features = jax.eval_shape(run, jax.random.key(0), _image(), keep)
-    assert features.tokens.shape == (BATCH, features.num_prefix_tokens + 4, 16)
-    assert features.grid == (2, 3)
-
-
-def test_parameters_are_float32_under_bfloat16():
-    params, _ = _shapes(MODELS["vit"](**SIZES, layer_scale=0.1, pooling="attention", dtype=jnp.bfloat16), _image())
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4, 6, 13])
-def test_images_have_any_number_of_channels(channels):
-    params, features = _shapes(MODELS["vit"](**SIZES), _image(channels))
-    assert params["patch_embedding"]["kernel"].shape == (4, 4, channels, 16)
-    assert features.pooled.shape == (BATCH, 16)
+# -------------------------------------------------------------------------------------------------- patches and places
 
 
 def test_a_patch_becomes_the_token_of_its_row_and_column():
