@@ -14,7 +14,8 @@ _LICENCE = re.compile(r"^licen[sc]e:\s*['\"]?([\w .+-]+?)['\"]?\s*$", re.MULTILI
 def licence_of(source: str, file: WeightsFile) -> str:
     """The licence: that of a checkpoint with a name here, or what the folder says of itself; "" for neither.
 
-    A folder speaks by "license" in its config.json (timm: in its pretrained_cfg; ours: among the options), or at the head of its README.md.
+    A folder speaks by "license" in its config.json (timm's in its pretrained_cfg, ours among the options), or at the
+    head of its README.md.
     """
     if source in CHECKPOINTS:
         return CHECKPOINTS[source].licence
