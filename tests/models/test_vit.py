@@ -375,7 +375,7 @@ def test_parameter_counts_are_the_published_ones(size, millions):
     assert (count_parameters(params) + count_parameters(head)) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-# -------------------------------------------------------------------------------------------------- patches and places
+# ----------------------------------------------------------------------------------------------- patches and places
 
 
 def test_a_patch_becomes_the_token_of_its_row_and_column():
