@@ -19,7 +19,7 @@ _SIZES = {"variant", "width", "depth", "depths", "widths", "heads", "block", "st
 def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The network dict with the defaults of its module written out, and a ViT's sizes in place of its variant."""
     defaults = {name: p.default for name, p in keywords(MODELS[spec["name"]]).items() if p.default is not p.empty}
-    full = {**defaults, **spec}
+    full: dict[str, Any] = {**defaults, **spec}
     if spec["name"] == "vit":
         model = vit(spec)
         full |= dict(zip(("width", "depth", "mlp_dim", "heads"), model.sizes, strict=True)) | {

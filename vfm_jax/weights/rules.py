@@ -14,13 +14,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class TensorReader(Protocol):
-    """Named tensors that are read one by one.
+    """Named tensors that are read one by one."""
 
-    Attributes:
-        shapes: by name, in the order of the file.
-    """
-
-    shapes: Shapes
+    @property
+    def shapes(self) -> Shapes:
+        """By name, in the order of the file."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in the dtype of the file; possibly a view of the mapped file, not to be written to."""
@@ -97,7 +96,7 @@ def read_leaf(rule: Rule, source: TensorReader) -> np.ndarray:
     if not rule.pattern:
         return present
     try:
-        return rearrange(given, rule.pattern, **rule.sizes)
+        return np.asarray(rearrange(given, rule.pattern, **rule.sizes))
     except Exception as error:
         found = ", ".join(f"{name} {tuple(source.shapes[name])}" for name in rule.names)
         raise ValueError(

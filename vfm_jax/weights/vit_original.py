@@ -236,7 +236,7 @@ def _read_dinov2(config: Config | None, shapes: Shapes, given: Mapping[str, Any]
     encoder = dict(bundle.networks["encoder"])
     if encoder["registers"]:  # these were released with antialiasing and without the offset
         encoder["position_resampling"] = "bicubic_antialias"
-    return bundle._replace(networks=bundle.networks | {"encoder": encoder})
+    return bundle._replace(networks={**bundle.networks, "encoder": encoder})
 
 
 def _read_dinov3(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -> Bundle:
@@ -246,7 +246,7 @@ def _read_dinov3(config: Config | None, shapes: Shapes, given: Mapping[str, Any]
     encoder = dict(bundle.networks["encoder"])
     masked = any(name.endswith("attn.qkv.bias_mask") for name in shapes)
     encoder |= {"key_bias": not masked}
-    return bundle._replace(networks=bundle.networks | {"encoder": encoder})
+    return bundle._replace(networks={**bundle.networks, "encoder": encoder})
 
 
 def _dinov3_buffers(bundle: Bundle) -> Sequence[Buffer]:
@@ -282,7 +282,7 @@ def _read_mae(config: Config | None, shapes: Shapes, given: Mapping[str, Any]) -
     }
     assumed = (*bundle.options["assumed"], f"{heads} attention heads in the decoder")
     return bundle._replace(
-        networks={"encoder": encoder, "decoder": decoder}, options=bundle.options | {"assumed": assumed}
+        networks={"encoder": encoder, "decoder": decoder}, options={**bundle.options, "assumed": assumed}
     )
 
 
