@@ -27,7 +27,7 @@ def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
         }
     elif hasattr(MODELS[spec["name"]], "sizes"):
         model = MODELS[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
-        worked_out = {part: getattr(model, part, None) for part in ("sizes", "patch_size")}
+        worked_out: dict[str, Any] = {part: getattr(model, part, None) for part in ("sizes", "patch_size")}
         worked_out |= {part.removesuffix("s"): getattr(model, part, None) for part in ("windows", "trained_windows")}
         full = {k: v for k, v in full.items() if k not in _SIZES} | worked_out
         if not any(dilation > 1 for _, dilation in getattr(model, "strides", ())):
