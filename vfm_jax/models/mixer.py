@@ -14,7 +14,7 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
 from vfm_jax.models.maps import keys_of_layer, refuse_keep
 from vfm_jax.nn.layers import ACTIVATIONS, LayerNorm, drop_path
-from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify
+from vfm_jax.nn.patches import PatchEmbedding, grid_of, patch_size_of, patchify
 from vfm_jax.nn.transformer import Mlp, places_of_levels
 
 # width, depth, hidden width of the token MLP, of the channel MLP: Tolstikhin et al., 2021, Table 1
@@ -56,10 +56,7 @@ class Mixer(nn.Module):
     @property
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
-        patch = self.variant.partition("/")[2]
-        if not patch.isdigit() or int(patch) == 0:
-            raise UserError(f"variant {self.variant!r} has no patch size; write SIZE/PATCH, for example S/16.")
-        return int(patch)
+        return patch_size_of(self.variant)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

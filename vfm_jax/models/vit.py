@@ -15,7 +15,7 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
 from vfm_jax.nn.layers import NORMS, Dense
 from vfm_jax.nn.masking import gather_tokens
-from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify
+from vfm_jax.nn.patches import PatchEmbedding, grid_of, patch_size_of, patchify
 from vfm_jax.nn.pooling import AttentionPooling, ProbePooling, mean_pool
 from vfm_jax.nn.positions import (
     SINCOS,
@@ -172,10 +172,7 @@ class ViT(nn.Module):
     @property
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
-        patch = self.variant.partition("/")[2]
-        if not patch.isdigit() or int(patch) == 0:
-            raise UserError(f"variant {self.variant!r} has no patch size; write SIZE/PATCH, for example S/16.")
-        return int(patch)
+        return patch_size_of(self.variant)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

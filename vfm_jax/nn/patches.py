@@ -6,8 +6,21 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from vfm_jax.core.errors import UserError
 from vfm_jax.nn.layers import Initializer, dense, xavier_uniform
 from vfm_jax.nn.resample import resample_patch_kernel
+
+
+def patch_size_of(variant: str) -> int:
+    """The patch of a variant "SIZE/PATCH", in pixels along one side.
+
+    Raises:
+        UserError: it names none.
+    """
+    patch = variant.partition("/")[2]
+    if not patch.isdigit() or int(patch) == 0:
+        raise UserError(f"variant {variant!r} has no patch size; write SIZE/PATCH, for example S/16.")
+    return int(patch)
 
 
 def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
