@@ -29,7 +29,7 @@ from vfm_jax.weights.rules import Bundle, Rule, read_leaf
 
 Leaf = tuple[str, str]  # collection, name
 
-MODULES = (native, two_tower, vit_hf, convnets, swin, vit_timm, vit_original, big_vision)
+MODULES = (native, vit_hf, two_tower, convnets, swin, vit_timm, vit_original, big_vision)
 FAMILIES: dict[str, Family] = {family.name: family for module in MODULES for family in module.FAMILIES}
 RENAMED = "a state dict renamed by your table"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
