@@ -565,7 +565,10 @@ COMMANDS = {
     "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",), ("path",)),
     "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",), ("path",)),
     "weights export": Command(
-        _weights_export, {"format": False, "out": False, "family": False, "heads": False}, ("path",), ("path",)
+        _weights_export,
+        {"format": False, "out": False, "dtype": False, "family": False, "heads": False},
+        ("path",),
+        ("path",),
     ),
     "weights verify": Command(
         _weights_verify,

@@ -244,7 +244,7 @@ def _fit(
         fitting = [lookup({f.name: f for f in fitting}, name, "family")]
     first = bundle.options.get("family", "")
     fitting.sort(key=lambda f: f.name != first)  # the one it came from, if any
-    closest: tuple[tuple[int, int], list[str], str] | None = None
+    found: dict[str, tuple[int, int, list[str]]] = {}
     kind = bundle.networks.get("encoder", bundle.networks.get("towers", {})).get("name")
     for form in _forms(_Form(bundle, leaves)):
         for family in fitting:
@@ -253,15 +253,17 @@ def _fit(
             rank, differences = _differences(family, form.bundle, form.leaves)
             if not differences:
                 return family, form.bundle, form.leaves, list(form.notes)
-            if closest is None or (rank, len(differences)) < closest[0]:
-                closest = (rank, len(differences)), differences, family.name
+            reached = rank, len(differences), differences
+            found[family.name] = min(found.get(family.name, reached), reached)
     ours = "--format=vfm writes a folder of our own, which holds every model."
-    if closest is None:
+    if not found:
         names = ", ".join(f"{role} {spec.get('name')!r}" for role, spec in bundle.networks.items())
         raise UserError(f"No family of the format {format!r} holds {names}. {ours}")
+    nearest = sorted(found, key=lambda family: (found[family][0] > 1, found[family][1], found[family][0]))
+    lines = [f"{family}: {_some(found[family][2], '; ', 2)}" for family in nearest[:3]]
     raise UserError(
-        f"No family of the format {format!r} can hold this model exactly. The nearest is {closest[2]}:\n"
-        f"  {_some(closest[1], chr(10) + '  ', 2)}\n{ours}"
+        "\n  ".join([f"No family of the format {format!r} can hold this model exactly. Nearest are", *lines])
+        + f"\n{ours}"
     )
 
 

@@ -348,6 +348,8 @@ def _read_mae(config: Config, shapes: Shapes, given: Mapping[str, Any]) -> Bundl
 
 
 def _mae_rules(bundle: Bundle) -> list[Rule]:
+    if "decoder" not in bundle.networks and "decoder_blocks" not in bundle.options:  # not read from there
+        raise UserError("ViTMAEModel of transformers hides patches, which an encoder alone does not want.")
     names = prefixed(_VIT, _prefix(bundle, "vit."))
     rules = vit_rules(bundle.networks["encoder"], names, bundle.image_size)
     if "decoder" in bundle.networks:
@@ -359,8 +361,6 @@ def _mae_rules(bundle: Bundle) -> list[Rule]:
 
 def _mae_config(bundle: Bundle) -> dict[str, Any]:
     decoder = bundle.networks.get("decoder")
-    if not decoder and not _is_theirs(bundle):
-        raise UserError("ViTMAEModel of transformers hides patches, which an encoder alone does not want.")
     check_square(bundle, "ViTMAE")
     config = _base_config(bundle, "vit_mae", "ViTMAEForPreTraining" if decoder else "ViTMAEModel")
     if decoder:

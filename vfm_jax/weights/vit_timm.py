@@ -291,9 +291,8 @@ def _config(bundle: Bundle) -> dict[str, Any]:
             "init_values": model.layer_scale,
             "fc_norm": model.norm_pooled,
             "final_norm": model.final_norm,
+            "act_layer": model.activation,
         }
-        if model.activation != "quick_gelu":
-            args["act_layer"] = model.activation
         if model.mlp == "swiglu":
             base = "vit_giant_patch14_reg4_dinov2"
     return {
