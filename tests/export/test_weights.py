@@ -252,7 +252,7 @@ def test_the_card_of_a_named_checkpoint_has_its_licence_and_its_repository():
     card = model_card(facts, "timm/vit", ("nothing",))
     assert "base_model: timm/vit_base_patch16_224.mae\n" in card
     assert "license: cc-by-nc-4.0\n" in card
-    assert "Changed on the way, without loss: nothing" in card
+    assert "Changed on the way: nothing" in card
 
 
 def test_places_are_taken_out_of_a_recipe_and_patterns_are_not(trained):

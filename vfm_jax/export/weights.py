@@ -23,13 +23,9 @@ from vfm_jax.weights.save import Exported, export, unread
 _FIRST_KERNELS = tuple(f"encoder/{part}/kernel" for part in ("patch_embedding", "stem", "stage_0_conv_0"))
 _PLACE = re.compile(r"(~|\.{0,2}/|[A-Za-z]:[\\/]|\w+://)[^|()\[\]$^*+?]*$")
 _HOW = {
-    "transformers": ("```python", 'model = transformers.AutoModel.from_pretrained("FOLDER")', "```"),
-    "timm": ("```python", 'model = timm.create_model("local-dir:FOLDER", pretrained=True)', "```"),
-    "vfm_jax": (
-        "```python",
-        'model, variables, preprocessing, account = vfm_jax.weights.load_pretrained("FOLDER")',
-        "```",
-    ),
+    "transformers": 'model = transformers.AutoModel.from_pretrained("FOLDER")',
+    "timm": 'model = timm.create_model("local-dir:FOLDER", pretrained=True)',
+    "vfm_jax": 'model, variables, preprocessing, account = vfm_jax.weights.load_pretrained("FOLDER")',
 }
 
 
@@ -196,12 +192,15 @@ def model_card(facts: Mapping[str, Any], family: str, notes: Sequence[str] = ())
     head = [f"library_name: {library}", "tags: [vision, image-feature-extraction]"]
     head += [f"license: {licence}"] if licence else []
     head += [f"base_model: {repository}"] if repository and "/" in repository and " " not in repository else []
-    lines = ["---", *head, "---", "", f"# {facts['title']}", "", *_HOW[library], ""]
+    how = _HOW[library]
+    if library == "transformers" and "head" in facts["networks"]:
+        how = how.replace("AutoModel", "AutoModelForImageClassification")
+    lines = ["---", *head, "---", "", f"# {facts['title']}", "", "```python", how, "```", ""]
     lines.append(f"- Source weights: {source or 'none, trained from scratch'}")
     unknown = f"not known; see {repository or 'the data'}"
     lines.append(f"- Licence{' of the source weights' if 'recipe' in facts and source else ''}: {licence or unknown}")
     lines += [f"- {role}: {_words(spec)}" for role, spec in facts["networks"].items()]
-    lines += [f"- Tensors: named as {family} has them"] + [f"- Changed on the way, without loss: {n}" for n in notes]
+    lines += [f"- Tensors: named as {family} has them"] + [f"- Changed on the way: {n}" for n in notes]
     return "\n".join([*lines, *(_training(facts) if "recipe" in facts else ()), ""])
 
 
@@ -216,8 +215,8 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
         lines += ["", "## Figures", "", "At the end of the run.", "", "| | | |", "|---|---|---|"]
         for name, figures in facts["metrics"].items():
             lines += [f"| {name.replace('_', ' ')} | {what} | {value:.4g} |" for what, value in figures.items()]
-    fields = sorted(flatten_dict(recipe).items())
-    return [*lines, "", "## Recipe", "", "```", *(f"{field} = {value!r}" for field, value in fields), "```"]
+    fields = [f"{field} = {value!r}" for field, value in sorted(flatten_dict(recipe).items()) if value is not None]
+    return [*lines, "", "## Recipe", "", "```", *fields, "```"]
 
 
 def _without_places(value: Any) -> Any:
