@@ -15,7 +15,7 @@ ACTIVATIONS = {
     "silu": {"SiLU"},
     "relu": {"ReLU"},
 }
-KNOWN = {"Block", "EvaBlock"}, {"Attention", "AttentionPoolLatent", "EvaAttention", "AttentionRope"}
+KNOWN = {"Block", "EvaBlock", "Attention", "AttentionPoolLatent", "EvaAttention", "AttentionRope"}
 
 
 def facts(timm, torch, name):
@@ -36,7 +36,7 @@ def facts(timm, torch, name):
         "epsilon": {float(m.eps) for kind, m in modules if "Norm" in kind and hasattr(m, "eps")},
         "activation": {kind for kind in names if kind in set().union(*ACTIVATIONS.values())},
         "rope": getattr(model, "rope", None) is not None,
-        "known": {k for k in names if "Block" in k} <= KNOWN[0] and {k for k in names if "Attention" in k} <= KNOWN[1],
+        "known": {k for k in names if "Block" in k} | {k for k in names if "Attention" in k} <= KNOWN,
     }
     return config, {k: tuple(v.shape) for k, v in model.state_dict().items()}, computes
 
