@@ -97,6 +97,8 @@ def main() -> None:
         ]
         interleave.compare(specs, rounds=args.rounds, items=args.batch_size, base="timm", logs=args.logs)
         tokens, theirs = (np.load(pathlib.Path(folder, f"{name}.npy")) for name in ("ours", "timm"))
+        if theirs.ndim == 4 and theirs.shape[-1] != tokens.shape[-1]:  # a map, channels first
+            theirs = theirs.transpose(0, 2, 3, 1)
         difference = np.abs(tokens - theirs.reshape(tokens.shape)).max() / np.abs(theirs).max()
         print(f"largest difference of the tokens: {difference:.1e} of the largest value")
     return None
