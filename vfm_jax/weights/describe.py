@@ -7,9 +7,9 @@ from typing import Any
 
 from vfm_jax.weights.account import Account
 from vfm_jax.weights.hub import CHECKPOINTS
-from vfm_jax.weights.load import Weights, abstract_leaves, load_leaves, make_model, read_weights
+from vfm_jax.weights.load import Weights, abstract_leaves, make_model, read_weights
 from vfm_jax.weights.origin import published_name
-from vfm_jax.weights.save import export
+from vfm_jax.weights.save import export, unread
 
 
 def checkpoint_table() -> list[dict[str, Any]]:
@@ -73,19 +73,17 @@ def planned(weights: Weights) -> tuple[Account, Mapping[tuple[str, str], Any]]:
 
 
 def import_weights(path: str | os.PathLike[str], out: str | os.PathLike[str], **given: Any) -> Account:
-    """Reads a file of any known family and writes a folder of ours; gives the account.
+    """Reads a file of any known family and writes a folder of ours, leaf by leaf in its dtype; gives the account.
 
     Raises:
-        UserError: see `read_weights`, `load_leaves` and `export`.
+        UserError: see `read_weights`, `save.unread` and `save.export`.
     """
     weights = read_weights(path, **given)
     with weights.file:
-        targets = abstract_leaves(make_model(weights.bundle.networks), weights.bundle)
-        account = weights.account()
-        leaves = dict(load_leaves(weights, targets, account))
+        account, _ = planned(weights)
         origin = {"source": published_name(path), "family": weights.family.name, "licence": weights.licence}
         bundle = weights.bundle._replace(options={**_plain(weights.bundle.options), **origin})
-        export(out, "vfm", bundle, leaves, weights.preprocessing)
+        export(out, "vfm", bundle, unread(weights), weights.preprocessing)
     return account
 
 
