@@ -76,8 +76,8 @@ class ViT(nn.Module):
         positions: "learned" (a table for the grid of the images first seen), fixed "sincos2d" (MAE) or
             "sincos2d_bigvision", "rope" (DINOv3: queries and keys are turned) or "none".
         class_token: prepend a learned token.
-        pooling: "class" token, "mean" of the patch tokens, both ("class_mean"), or "attention" by a learned query
-            with an MLP ("attention_aim": without).
+        pooling: "class" token, "mean" of the patch tokens, both ("class_mean"), or "attention" to the patch tokens by
+            a learned query with an MLP ("attention_aim": without).
         norm_pooled: take the mean or the class token first and normalise it, in place of the tokens (MAE's
             fine-tuning, BEiT, CLIP).
         activation: name in `nn.layers.ACTIVATIONS`.
@@ -472,7 +472,7 @@ class ViT(nn.Module):
     def _pool(self, x: Float[Array, "b n d"], valid: Bool[Array, "b k"] | None) -> Float[Array, "b _"]:
         num = self.num_prefix_tokens
         if self.pooling in ("attention", "attention_aim"):
-            return self.pool(x) if valid is None else self.pool(x, self._with_prefix(valid))
+            return self.pool(x[:, num:]) if valid is None else self.pool(x[:, num:], valid)
         if self.pooling == "class":
             return x[:, 0]
         mean = mean_pool(x[:, num:], valid)
@@ -491,10 +491,10 @@ class ViT(nn.Module):
         num_prefix = self.num_prefix_tokens
         x, told = self.embed(image), self._told(grid)
         if self.pooling in ("attention", "attention_aim"):
-            weights = self.pool.weights(self._normalize(self.transformer(x, **told)[0], False))
+            weights = self.pool.weights(self._normalize(self.transformer(x, **told)[0], False)[:, num_prefix:])
         else:
             rows = self.transformer.last_attention(x, **told)  # b heads n n
             own, mean = rows[:, :, 0], jnp.mean(rows[:, :, num_prefix:], axis=2)
-            weights = {"class": own, "mean": mean}.get(self.pooling, (own + mean) / 2)
-        weights = weights[:, :, num_prefix:].astype(jnp.float32)
+            weights = {"class": own, "mean": mean}.get(self.pooling, (own + mean) / 2)[:, :, num_prefix:]
+        weights = weights.astype(jnp.float32)
         return weights.reshape(*weights.shape[:2], *grid)
