@@ -172,7 +172,7 @@ SWIN = {"name": "swin", "width": 12, "depths": (1, 1), "heads": (2, 3), "window"
 REFUSED = {  # name: networks, format, size, what is said
     "epsilon": ({"encoder": VIT | {"norm_epsilon": 1e-12}}, "timm", (16, 16), "norm_epsilon is 1e-12, there 1e-06"),
     "activation": ({"encoder": SWIN | {"activation": "relu"}}, "timm", (16, 16), "'relu', there 'gelu'"),
-    "not_square": ({"encoder": VIT}, "hf", (16, 8), "positions of square images"),
+    "not_square": ({"encoder": VIT | {"layer_scale": 1.0}}, "hf", (16, 8), "positions of square images"),
     "norm_order": ({"encoder": VIT | {"norm_order": "post"}}, "hf", (16, 16), "norm_order is 'post', there 'pre'"),
     "stem": ({"encoder": {"name": "resnet", "variant": "18", "stem": "cifar"}}, "timm", (16, 16), "the stem 'cifar'"),
     "mixer": ({"encoder": {"name": "mixer", "variant": "S/16"}}, "hf", (32, 32), "holds encoder 'mixer'"),
