@@ -155,3 +155,11 @@ def test_a_file_with_no_config_is_told_by_its_names_and_says_what_it_assumes(mod
 def test_every_family_is_in_the_line_that_messages_show():
     line = known_families()
     assert all(name.rpartition("/")[2] in line for name in FAMILIES)
+
+
+def test_heads_that_the_file_contradicts_are_refused(golden_directory):
+    folder = golden_directory / "models" / "hf_vit_cls"
+    told = load_pretrained(folder).model.encoder.sizes[3]
+    assert load_pretrained(folder, heads=told).account.loaded
+    with pytest.raises(UserError, match=f"{told} attention heads"):
+        load_pretrained(folder, heads=told + 1)

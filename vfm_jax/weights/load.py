@@ -26,6 +26,7 @@ from vfm_jax.weights.origin import licence_of
 from vfm_jax.weights.preprocessing import Preprocess, preprocessing_of
 from vfm_jax.weights.rename import rename_rules, renamed
 from vfm_jax.weights.rules import Bundle, Rule, read_leaf
+from vfm_jax.weights.vit import vit
 
 Leaf = tuple[str, str]  # collection, name
 
@@ -131,6 +132,7 @@ def read_weights(
             f"{source} cannot be read as {chosen.name}: {type(error).__name__} {error}. A tensor, or a field of its "
             f"config.json, is missing or not as that family has it.{'' if family is None else ' Try without family.'}"
         ) from error
+    _check_heads(source, bundle, given.get("heads"))
     buffers, counts = _check_buffers(source, file, chosen, bundle)
     bundle = bundle._replace(options={**bundle.options, "counts": counts}) if counts else bundle
     used = {name for rule in rules.values() for name in rule.names}
@@ -184,6 +186,15 @@ def known_families() -> str:
     return ", ".join(
         origin + (f"/({', '.join(found)})" if all(found) else "") for origin, found in sorted(origins.items())
     )
+
+
+def _check_heads(source: str, bundle: Bundle, heads: int | None) -> None:
+    """Refuses a number of heads that the file contradicts: it would be silently without effect."""
+    encoder = bundle.networks.get("encoder", {})
+    if heads is not None and encoder.get("name") == "vit" and (told := vit(encoder).sizes[3]) != heads:
+        raise UserError(
+            f"{source} itself says that it has {told} attention heads; heads={heads} was given. Leave it out."
+        )
 
 
 def _check_buffers(
