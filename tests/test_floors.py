@@ -22,7 +22,7 @@ ALLOWED = {
     **{room: {"core"} for room in FLOOR_2},
     **{room: {"core"} | FLOOR_2 for room in FLOOR_3},
     "weights": {"core", "nn", "models", "data"},
-    "embed": {"core", "data", "weights"},
+    "embed": {"core", "data", "weights", "evaluators"},
     "experiment": FLOOR_1 | BELOW_EXPERIMENT,
     "train": {"experiment", "report", "core"},
     "export": {"train", "experiment", "weights", "core"},

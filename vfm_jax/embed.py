@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.sharding import batch_sharding, make_mesh, replicated
 from vfm_jax.data.decode import EXTENSIONS
+from vfm_jax.data.sources.folder import images_below
+from vfm_jax.evaluators.features import POOLS
 from vfm_jax.weights.load import Pretrained, load_pretrained
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ def embed(
         raise UserError(f"--out={out}: expected a name that ends in {' or '.join(ENDINGS)}.")
     if out.exists():
         raise UserError(f"{out} is there already; give another --out, or remove it first.")
-    if pool not in ("pooled", "class", "mean_patch"):
+    if pool not in POOLS or pool == "pixels":
         raise UserError(f'--pool={pool}: expected "pooled", "class" or "mean_patch".')
     files = list_images(data)
     loaded = load_pretrained(weights, **given)
@@ -98,23 +99,17 @@ def _fingerprint(variables: Any) -> str:
 
 
 def list_images(folder: pathlib.Path) -> list[str]:
-    """Paths of all image files below a folder, relative to it, sorted; hidden ones are passed over.
+    """Paths of all image files below a folder, relative to it, as the source "folder" finds them.
 
     Raises:
         UserError: no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise UserError(f"--data: there is no folder {str(folder)!r}.")
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = pathlib.Path(place).relative_to(folder)
-        found += [
-            str(here / name) for name in names if pathlib.Path(name).suffix.lower() in EXTENSIONS and name[0] != "."
-        ]
+    found, _ = images_below(folder)
     if not found:
         raise UserError(f"--data: {str(folder)!r} holds no image ({', '.join(sorted(EXTENSIONS))}), to any depth.")
-    return sorted(found)
+    return found
 
 
 def _claim(parts: pathlib.Path, made_with: dict[str, Any]) -> None:
@@ -167,12 +162,10 @@ def _run(
 
 
 def _features(model: Any, pool: str, variables: Any, images: jax.Array) -> jax.Array:
-    features = model.apply(variables, images, method=None if hasattr(model, "encoder") else "encode_image")
-    if pool == "class":
-        if not features.num_prefix_tokens:
-            raise UserError('--pool=class: this encoder has no class token. Try "pooled" or "mean_patch".')
-        return features.tokens[:, 0]
-    return features.pooled if pool == "pooled" else jnp.mean(features.patch_tokens, axis=1)
+    features = model.apply(variables, images, method="encode_image")
+    if pool == "class" and not features.num_prefix_tokens:
+        raise UserError('--pool=class: this encoder has no class token. Try "pooled" or "mean_patch".')
+    return POOLS[pool]({"features": lambda batch: features}, {})
 
 
 def _read(

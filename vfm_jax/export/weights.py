@@ -156,7 +156,7 @@ def _origin(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """What the run started from, and under which licence that is; "" for a start from scratch, or an unknown one."""
     init = recipe.get("init") or {}
     if source := init.get("weights"):
-        return published_name(source), _licence(source, init)
+        return published_name(source), _licence(source)
     if before := recipe.get("start_from"):
         recipes = (folder / "config.json" for folder in (pathlib.Path(before), *pathlib.Path(before).parents[:3]))
         found = next((json.loads(file.read_text()) for file in recipes if file.is_file()), {})
@@ -165,7 +165,7 @@ def _origin(recipe: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _licence(source: str, init: Mapping[str, Any]) -> str:
+def _licence(source: str) -> str:
     if source in CHECKPOINTS:
         return CHECKPOINTS[source].licence
     if source.startswith("hf:"):

@@ -35,6 +35,10 @@ class Assembly(nn.Module):
         """Features of the images; keywords are the encoder's."""
         return self.encoder(image, **kwargs)
 
+    def encode_image(self, image: Float[Array, "b h w c"], **kwargs: object) -> Features:
+        """The same, by the name that it has in a two-tower model."""
+        return self.encoder(image, **kwargs)
+
     def logits(self, image: Float[Array, "b h w c"]) -> Float[Array, "b *n m"]:
         """Class logits, or for every patch those of its token.
 

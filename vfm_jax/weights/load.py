@@ -1,8 +1,9 @@
 """From a file or a name to a network with its weights, with an account of every leaf."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -267,27 +268,29 @@ def abstract_leaves(model: nn.Module, bundle: Bundle) -> dict[Leaf, jax.ShapeDty
     Raises:
         UserError: the model does not take images of that size, or its fields do not fit together.
     """
-    role = "" if isinstance(model, Assembly) else "towers/"
+    image = jax.ShapeDtypeStruct((1, *bundle.image_size, bundle.channels), jnp.float32)
     try:
-        shapes = _abstract_variables(model, bundle)
-    except UserError:
-        raise
+        return _by_leaf(model, jax.eval_shape(functools.partial(_init, model), jax.random.key(0), image))
     except ValueError as error:
         size = " x ".join(map(str, bundle.image_size))
         raise UserError(f"These weights cannot be given images of {size} pixels. {error}") from error
+
+
+def _init(model: nn.Module, key: jax.Array, image: jax.Array) -> Mapping[str, Any]:
+    """Fresh variables of every network of the model."""
+    if isinstance(model, Assembly):
+        return model.init(key, image, method="everything")
+    return model.init(key, image, jnp.zeros((1, model.text.length), jnp.int32))
+
+
+def _by_leaf(model: nn.Module, variables: Mapping[str, Any]) -> dict[Leaf, Any]:
+    """Variables by collection and name; the names of a two-tower model get their role before them."""
+    role = "" if isinstance(model, Assembly) else "towers/"
     return {
         (collection, role + name): leaf
-        for collection, tree in shapes.items()
+        for collection, tree in variables.items()
         for name, leaf in flatten_dict(tree, sep="/").items()
     }
-
-
-def _abstract_variables(model: nn.Module, bundle: Bundle) -> Mapping[str, Any]:
-    image = jax.ShapeDtypeStruct((1, *bundle.image_size, bundle.channels), jnp.float32)
-    if isinstance(model, Assembly):
-        return jax.eval_shape(lambda key, x: model.init(key, x, method="everything"), jax.random.key(0), image)
-    text = jax.ShapeDtypeStruct((1, model.text.length), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), image, text)
 
 
 # ----------------------------------------------------------------------------------------------------------- loading
@@ -300,7 +303,6 @@ def load_leaves(
     *,
     channels: str = "repeat",
     strict: bool = True,
-    place: Callable[[np.ndarray, Any], jax.Array] | None = None,
 ) -> Iterator[tuple[Leaf, jax.Array]]:
     """The leaves that the file has, one at a time, each adapted to its target and put where it belongs.
 
@@ -312,12 +314,10 @@ def load_leaves(
         account: written to as leaves are loaded.
         channels: how a kernel takes other channels: "repeat", "mean" or "keep_first".
         strict: refuse leaves that the file lacks and tensors that no leaf takes; else they are in the account.
-        place: (host array, target) -> array on its devices.
 
     Raises:
         UserError: strict and the leaves do not agree, or a shape that cannot be adapted.
     """
-    place = place or put
     account.fresh += [name for _, name in targets.keys() - weights.rules.keys()]
     spare = [leaf for leaf in weights.rules if leaf not in targets]
     account.unused += [
@@ -345,7 +345,7 @@ def load_leaves(
             found, how = adapt(leaf[1], found, target.shape, spec, channels)
             account.resampled[leaf[1]] = how
         account.loaded.append(leaf[1])
-        yield leaf, place(found, target)
+        yield leaf, put(found, target)
 
 
 def put(value: np.ndarray, target: Any) -> jax.Array:
@@ -475,17 +475,9 @@ def _fresh(
 ) -> dict[Leaf, jax.Array]:
     """Initial values of the leaves that the file does not have."""
     image = jnp.zeros((1, *bundle.image_size, bundle.channels), jnp.float32)
-    if isinstance(model, Assembly):
-        variables, role = jax.jit(lambda key: model.init(key, image, method="everything"))(jax.random.key(0)), ""
-    else:
-        text = jnp.zeros((1, model.text.length), jnp.int32)
-        variables, role = jax.jit(lambda key: model.init(key, image, text))(jax.random.key(0)), "towers/"
-    return {
-        (collection, role + name): put(np.asarray(leaf), targets[collection, role + name])
-        for collection, tree in variables.items()
-        for name, leaf in flatten_dict(tree, sep="/").items()
-        if (collection, role + name) not in loaded
-    }
+    variables = jax.jit(functools.partial(_init, model))(jax.random.key(0), image)
+    fresh = _by_leaf(model, variables)
+    return {leaf: put(np.asarray(value), targets[leaf]) for leaf, value in fresh.items() if leaf not in loaded}
 
 
 def as_variables(leaves: Mapping[Leaf, Any]) -> dict[str, Any]:

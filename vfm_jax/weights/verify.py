@@ -88,14 +88,13 @@ def encoder_of(model: nn.Module) -> Any:
 
 
 def _outputs(model: nn.Module, variables: dict[str, Any], pixels: np.ndarray) -> dict[str, np.ndarray]:
-    two_towers = not hasattr(model, "encoder")
     names: list[str] = []  # in the order of computation, which a jitted dict would lose
 
     def run(variables: Any, pixels: jax.Array) -> list[jax.Array]:
-        features: Any = model.apply(variables, pixels, method="encode_image" if two_towers else None)
+        features: Any = model.apply(variables, pixels, method="encode_image")
         named = {f"level {i}": level for i, level in enumerate(features.levels)}
         named |= {"tokens": features.tokens, "pooled": features.pooled}
-        if not two_towers and {"head", "token_head"} & variables["params"].keys():
+        if {"head", "token_head"} & variables["params"].keys():
             named["logits"] = model.apply(variables, pixels, method="logits")
         names.extend(named)
         return list(named.values())

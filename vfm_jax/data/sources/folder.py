@@ -84,7 +84,7 @@ def folder(
         raise UserError(f'config.data.labels is {labels!r}; expected "subfolders", or None for no classes.')
     part = parse_split(split)
     root = _split_folder(existing(path, "config.data.path"), part, split, labels)
-    files, others = _list_images(root)
+    files, others = images_below(root)
     if not files:
         raise UserError(_nothing_found(root, others))
     _check_first_bytes(root, files)
@@ -127,7 +127,7 @@ def _subfolders(root: pathlib.Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _list_images(root: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
+def images_below(root: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
     """Image files below `root`, relative to it and sorted, and the number of other files by extension.
 
     Linked folders wait until all real ones are read, and no folder is read twice: a link back up ends there, and a
