@@ -35,7 +35,7 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
     )
     c.objective = dict(name="mae", mask_ratio=0.75, normalize_target=True)
     c.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=1.5e-4 * max(c.data.batch_size, 256) / 256, warmup_percent=5.0)
+    c.schedule = dict(name="cosine", base=1.5e-4 * max(c.data.batch_size, 256) / 256, warmup_percent=5.0)
     c.checkpoints = dict(every_percent=5.0)
 
     c.eval_data = dict(test=dict(split="all[90%:]"))

@@ -35,7 +35,7 @@ def _mae() -> ml_collections.ConfigDict:
     )
     c.objective = dict(name="mae", mask_ratio=0.6, normalize_target=False)
     c.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=1e-3, warmup_epochs=3)
+    c.schedule = dict(name="cosine", base=1e-3, warmup_epochs=3)
 
     c.eval_data = dict(test=dict(split="test"))
     c.eval_views = dict(image=dict(ops=(MNIST,)))
@@ -61,7 +61,7 @@ def _simclr() -> ml_collections.ConfigDict:
     )
     c.objective = dict(name="simclr", temperature=0.2)
     c.optimizer = dict(name="adamw", weight_decay=1e-4)
-    c.schedule = dict(name="cosine", base_lr=2e-3, warmup_epochs=3)
+    c.schedule = dict(name="cosine", base=2e-3, warmup_epochs=3)
     return c
 
 

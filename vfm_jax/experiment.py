@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vfm_jax.augment.mix import mixup_cutmix
-from vfm_jax.augment.views import build_views
+from vfm_jax.augment.views import build_views, listed
 from vfm_jax.core.durations import UNITS, Clock, read_duration
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
@@ -29,7 +29,15 @@ from vfm_jax.evaluators.interface import check_evaluator
 from vfm_jax.models import MODELS
 from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.interface import Objective, Variables
-from vfm_jax.optim import OPTIMIZERS, SCHEDULES, ema_momentum, freeze_until, make_optimizer, update_ema
+from vfm_jax.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Schedule,
+    ema_momentum,
+    freeze_until,
+    make_optimizer,
+    update_ema,
+)
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe"]
@@ -216,12 +224,11 @@ def build_experiment(
         else (networks, views, eval_views)
     )
     built_networks = {role: _build_network(role, spec, dtype) for role, spec in networks.items()}
-    built_objective = _build_objective(objective, built_networks)
+    _check_objective(objective, built_networks)
     for name, spec in evals.items():
         lookup(EVALUATORS, spec.get("name", name), f"config.evals.{name}.name")
     for baseline in baselines:
         lookup(dict.fromkeys(BASELINES), baseline, "config.baselines")
-    average = _build_ema(ema)
 
     source = build(SOURCES, fields, "config.data")
     eval_sources = {}
@@ -238,16 +245,16 @@ def build_experiment(
         raise UserError("The recipe has no length: set config.total_epochs, total_examples or total_steps, above 0.")
     clock = dataclasses.replace(clock, total_steps=steps)
 
-    rate = build(
-        SCHEDULES, _in_steps(SCHEDULES, schedule, clock, "config.schedule"), "config.schedule", total_steps=steps
-    )
+    rate = _build_schedule(schedule, clock, "config.schedule")
+    built_objective = _build_objective(objective, built_networks, clock)
+    average = _build_ema(_with_schedules(ema, clock, "config.ema"))
     if evals and not eval_views:
         raise UserError("config.evals needs config.eval_views: what evaluators see, without randomness.")
     train_views, test_views = _build_views(views, mix), build_views(eval_views) if eval_views else None
     sample = _sample(source.image_shape)
     abstract = _abstract_variables(built_objective, train_views, sample)
     _check_labels(source, networks, "config.networks")
-    update = make_optimizer(abstract.params, optimizer, rate)
+    update = make_optimizer(abstract.params, _with_schedules(optimizer, clock, "config.optimizer"), rate)
     frozen_steps = read_duration(init, "freeze", clock, "config.init", 0)
     if frozen_steps and stage == 0:
         update = freeze_until(update, r"^encoder/", frozen_steps)
@@ -379,19 +386,50 @@ def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:
     return build(MODELS, spec, where, dtype=chosen)
 
 
-def _build_objective(spec: Mapping[str, Any], networks: Mapping[str, Any]) -> Objective:
-    function = lookup(OBJECTIVES, spec.get("name"), "config.objective.name")
-    roles = [name for name, p in keywords(function).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+def _check_objective(spec: Mapping[str, Any], networks: Mapping[str, Any], where: str = "config.objective") -> None:
+    """Refuses a method that is none, has fields it does not know, or networks that are not its own."""
+    function = lookup(OBJECTIVES, spec.get("name"), f"{where}.name")
+    roles = _roles(function)
     if unknown := sorted(set(networks) - set(roles)):
         raise UserError(
             f"config.networks has {unknown[0]!r}, which the objective {spec['name']!r} does not use; "
             f"it takes {', '.join(roles)}. (A stage drops a network by setting it to None.)"
         )
-    if missing := [role for role in roles if role not in networks]:
+    required = [role for role, p in keywords(function).items() if role in roles and p.default is p.empty]
+    if missing := [role for role in required if role not in networks]:
         raise UserError(
             f"The objective {spec['name']!r} needs config.networks.{missing[0]}. Networks: {', '.join(MODELS)}."
         )
-    return build(OBJECTIVES, spec, "config.objective", **networks)
+    fields = _in_steps(OBJECTIVES, spec, Clock(1, 1, 1), where)  # how long the run is does not matter yet
+    check_fields(function, fields.keys() - {"name"}, where, given=roles)
+
+
+def _roles(function: Callable[..., Any]) -> list[str]:
+    """The networks that a method takes: its arguments that may stand without a name."""
+    return [name for name, p in keywords(function).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _build_objective(spec: Mapping[str, Any], networks: Mapping[str, Any], clock: Clock) -> Objective:
+    fields = _with_schedules(_in_steps(OBJECTIVES, spec, clock, "config.objective"), clock, "config.objective")
+    return build(OBJECTIVES, fields, "config.objective", **networks)
+
+
+def _build_schedule(spec: Mapping[str, Any], clock: Clock, where: str) -> Schedule:
+    fields = _in_steps(SCHEDULES, spec, clock, where)
+    try:
+        return build(SCHEDULES, fields, where, total_steps=clock.total_steps)
+    except UserError as error:
+        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+
+
+def _with_schedules(spec: Mapping[str, Any], clock: Clock, where: str) -> dict[str, Any]:
+    """The fields of `spec` with those that are dicts with a name, as `config.schedule` is, made into schedules."""
+    return {
+        field: _build_schedule(value, clock, f"{where}.{field}")
+        if isinstance(value, Mapping) and "name" in value
+        else value
+        for field, value in spec.items()
+    }
 
 
 def _build_views(views: Mapping[str, Any], mix: Mapping[str, Any]) -> Callable[[jax.Array, Batch], Batch]:
@@ -414,7 +452,7 @@ def _build_ema(spec: Mapping[str, Any]) -> Callable[[Any, Any, jax.Array], Any] 
         return None
     check_fields(ema_momentum, spec, "config.ema", given=("step",))
     momentum = spec.get("momentum", keywords(ema_momentum)["momentum"].default)
-    if not 0 <= momentum < 1:
+    if not callable(momentum) and not 0 <= momentum < 1:
         raise UserError(f"config.ema.momentum is {momentum}; expected a number in [0, 1), such as 0.9999.")
     return lambda ema, params, step: update_ema(ema, params, ema_momentum(step, **spec))
 
@@ -437,7 +475,7 @@ def _baseline_evaluators(baseline: str, evals: Mapping[str, Any]) -> dict[str, E
 
 def _denormalizer(views: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """From what the network sees back to intensities in [0, 1], for pictures."""
-    ops = [op for view in views.values() for op in view["ops"] if op["name"] == "normalize"]
+    ops = [op for view in listed(views) for op in view["ops"] if op["name"] == "normalize"]
     mean, std = (np.asarray(ops[0][field], np.float32) for field in ("mean", "std")) if ops else (0.0, 1.0)
     return lambda image: np.clip(image * std + mean, 0, 1).astype(np.float32)
 

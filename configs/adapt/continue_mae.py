@@ -37,7 +37,7 @@ def get_config(variant: str = "fresh") -> ml_collections.ConfigDict:
     c.init = dict(weights="", head="keep" if variant == "decoder" else "fresh", freeze_percent=5.0)
     c.objective = dict(name="mae", mask_ratio=0.75, normalize_target=True)
     c.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05, layer_decay=0.75)
-    c.schedule = dict(name="cosine", base_lr=2e-4, warmup_percent=5.0)
+    c.schedule = dict(name="cosine", base=2e-4, warmup_percent=5.0)
 
     c.eval_data = dict(test=dict(split="all[90%:]"))
     c.eval_views = dict(image=dict(ops=(

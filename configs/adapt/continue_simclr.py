@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.init = dict(weights="", head="fresh", freeze_percent=5.0)
     c.objective = dict(name="simclr", temperature=0.2)
     c.optimizer = dict(name="adamw", weight_decay=1e-4, layer_decay=0.75)
-    c.schedule = dict(name="cosine", base_lr=1e-4, warmup_percent=5.0)
+    c.schedule = dict(name="cosine", base=1e-4, warmup_percent=5.0)
 
     c.eval_data = dict(test=dict(split="all[90%:]"))
     c.eval_views = dict(image=dict(ops=(

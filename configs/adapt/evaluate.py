@@ -34,7 +34,7 @@ def get_config(variant: str = "features") -> ml_collections.ConfigDict:
     c.init = dict(weights="", head="keep" if variant == "classifier" else "fresh")
     c.objective = dict(name="supervised", freeze_encoder=True)
     c.optimizer = dict(name="adamw")
-    c.schedule = dict(name="constant", base_lr=1e-3)
+    c.schedule = dict(name="constant", base=1e-3)
 
     c.eval_data = dict(test=dict(split="all[90%:]"))
     c.eval_views = dict(image=dict(ops=as_expected))

@@ -55,7 +55,7 @@ def _eval() -> ml_collections.ConfigDict:
     c.init = dict(weights="", rename=RENAME, image_size=32, head="keep")
     c.objective = dict(name="supervised")
     c.optimizer = dict(name="adamw", weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=1e-4, warmup_percent=5.0)
+    c.schedule = dict(name="cosine", base=1e-4, warmup_percent=5.0)
 
     c.eval_data = dict(test=dict(split="test"))
     c.eval_views = dict(image=dict(ops=(CIFAR10,)))
@@ -71,7 +71,7 @@ def _mae() -> ml_collections.ConfigDict:
     c.init.update(head="fresh", freeze_percent=20.0)  # the decoder was never released: it learns first, alone
     c.objective = dict(name="mae", mask_ratio=0.75)
     c.optimizer = dict(name="adamw", b2=0.95, weight_decay=0.05, layer_decay=0.75)
-    c.schedule = dict(name="cosine", base_lr=5e-4, warmup_percent=10.0)
+    c.schedule = dict(name="cosine", base=5e-4, warmup_percent=10.0)
     c.evals = dict(knn=dict(num_neighbors=20), linear_probe=dict())
     return c
 

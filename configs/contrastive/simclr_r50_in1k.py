@@ -47,7 +47,7 @@ def get_config(encoder: str = "resnet50") -> ml_collections.ConfigDict:
     c.optimizer = dict(
         name="lars", momentum=0.9, nesterov=False, classic_momentum=True, trust_coefficient=0.001, weight_decay=1e-6
     )
-    c.schedule = dict(name="cosine", base_lr=0.3 * c.data.batch_size / 256, warmup_epochs=10, min_lr=0.0)
+    c.schedule = dict(name="cosine", base=0.3 * c.data.batch_size / 256, warmup_epochs=10, end=0.0)
 
     c.eval_data = dict(test=dict(split="validation"))
     c.eval_views = dict(image=dict(ops=(

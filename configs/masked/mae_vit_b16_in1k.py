@@ -8,7 +8,7 @@
         --config.start_from=runs/mae
 
 To reach: 83.6 % top-1 after fine-tuning (Table 3), 68.0 % by linear probe. Not yet run by us.
-Fine-tuning follows the authors' code (base_lr 5e-4, layer decay 0.65, random erasing), which differs from Table 9;
+Fine-tuning follows the authors' code (base 5e-4, layer decay 0.65, random erasing), which differs from Table 9;
 the position table stays fixed where theirs is trained on. The probe's random crop redraws up to ten times, as
 torchvision's does, where theirs draws once.
 """
@@ -52,7 +52,7 @@ def _pretrain(epochs: int) -> ml_collections.ConfigDict:
     c.networks.decoder = dict(name="masked_decoder", width=512, depth=8, heads=16)
     c.objective = dict(name="mae", mask_ratio=0.75, normalize_target=True)
     c.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-    c.schedule = dict(name="cosine", base_lr=1.5e-4 * c.data.batch_size / 256, warmup_epochs=40, min_lr=0.0)
+    c.schedule = dict(name="cosine", base=1.5e-4 * c.data.batch_size / 256, warmup_epochs=40, end=0.0)
 
     c.evals = dict(knn=dict(every_epochs=100, num_neighbors=20))
     return c
@@ -84,7 +84,7 @@ def _finetune() -> ml_collections.ConfigDict:
             dict(match=r".*"),
         ),
     )  # fmt: skip
-    c.schedule = dict(name="cosine", base_lr=5e-4 * c.data.batch_size / 256, warmup_epochs=5, min_lr=1e-6)
+    c.schedule = dict(name="cosine", base=5e-4 * c.data.batch_size / 256, warmup_epochs=5, end=1e-6)
 
     c.start_from = "runs/mae"
     c.carry = (r"^encoder/",)
@@ -113,7 +113,7 @@ def _linear_probe() -> ml_collections.ConfigDict:
             dict(match=r".*"),
         ),
     )  # fmt: skip
-    c.schedule = dict(name="cosine", base_lr=0.1 * c.data.batch_size / 256, warmup_epochs=10, min_lr=0.0)
+    c.schedule = dict(name="cosine", base=0.1 * c.data.batch_size / 256, warmup_epochs=10, end=0.0)
 
     c.start_from = "runs/mae"
     c.carry = (r"^encoder/",)

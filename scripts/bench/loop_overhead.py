@@ -49,7 +49,7 @@ def recipe(images: pathlib.Path, steps: int, *, idle: bool) -> dict:
         ),
         objective=dict(name="mae"),
         optimizer=dict(name="adamw", weight_decay=0.05),
-        schedule=dict(name="constant", base_lr=1e-4),
+        schedule=dict(name="constant", base=1e-4),
         checkpoints=dict(every_steps=10**9),
     )
 

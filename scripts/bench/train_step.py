@@ -64,7 +64,7 @@ def ours(task: str, batch_size: int, *, return_memory: bool) -> None:
     objective = OBJECTIVES[task](**networks)
     key = jax.random.key(0)
     shapes = jax.eval_shape(objective.init, key, batch).params
-    schedule = SCHEDULES["constant"](base_lr=LEARNING_RATE, warmup_steps=0, total_steps=10**6)
+    schedule = SCHEDULES["constant"](base=LEARNING_RATE, warmup_steps=0, total_steps=10**6)
     optimizer = make_optimizer(shapes, {"name": "adamw", "weight_decay": WEIGHT_DECAY}, schedule)
     state = jax.jit(lambda key, batch: init_state(objective, optimizer, batch, key, with_ema=False))(key, batch)
     step = make_step(objective, optimizer, lambda key, batch: batch, seed=0, schedule=schedule)

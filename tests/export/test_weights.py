@@ -78,7 +78,7 @@ def trained(tmp_path_factory, public):
                 views=dict(image=dict(ops=(NORMALIZE,))),
                 objective=dict(name="supervised"),
                 optimizer=dict(name="adamw"),
-                schedule=dict(name="constant", base_lr=1e-2),
+                schedule=dict(name="constant", base=1e-2),
                 checkpoints=dict(every_steps=1, keep_last=9),
             )
             recipe = base | RUNS[name]
@@ -181,7 +181,7 @@ def test_the_running_average_is_what_is_exported(trained, exported):
 
 
 def test_batch_statistics_go_along(trained, exported):
-    saved = restore_params(trained("resnet")).statistics["encoder"]["batch_stats"]["stem_norm"]["norm"]["mean"]
+    saved = restore_params(trained("resnet")).extra["encoder"]["batch_stats"]["stem_norm"]["norm"]["mean"]
     loaded = load_pretrained(exported("resnet", "hf").folder).variables["batch_stats"]
     np.testing.assert_array_equal(loaded["encoder"]["stem_norm"]["norm"]["mean"], saved)
     assert np.abs(saved).max() > 0
@@ -216,7 +216,7 @@ def test_the_card_of_a_run_says_how_it_was_trained(exported):
         "Data: noise (batch_size 8), 32 images",
         "vfm_jax 0.",
         "jax 0.",
-        "schedule.base_lr = 0.01",
+        "schedule.base = 0.01",
         "encoder: vit (variant B/8",
     ):
         assert words in card, words

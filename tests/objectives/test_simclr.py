@@ -80,7 +80,7 @@ def test_identical_views_find_each_other(objective, batch, variables):
 @pytest.mark.parametrize("shape", [(BATCH, 3, 8, 12, 3), (BATCH, 1, 8, 12, 3), (BATCH, 8, 12, 3)])
 def test_any_other_number_of_views_is_refused_with_a_way_out(objective, batch, shape):
     other = batch | {"image": jnp.zeros(shape, jnp.float32)}
-    with pytest.raises(UserError, match=r"compares two views .* Set num_views=2 in config\.views\.image"):
+    with pytest.raises(UserError, match=r"takes two views .* Set num_views=2 in config\.views\.image"):
         jax.eval_shape(objective.init, jax.random.key(0), other)
 
 

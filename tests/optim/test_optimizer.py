@@ -18,7 +18,7 @@ ONE_DIMENSIONAL = r"^(b|g)$"  # leaf names of the reference arrays
 
 
 def at(lr):
-    return constant(base_lr=lr, total_steps=10)
+    return constant(base=lr, total_steps=10)
 
 
 def run(tx, params, gradients):
@@ -103,7 +103,7 @@ def params_and_gradients(key, steps=3):
 
 def test_lars_with_classic_momentum_is_optaxs_while_the_rate_changes(key):
     params, gradients = params_and_gradients(key)
-    schedule = linear(base_lr=0.5, warmup_steps=2, total_steps=5)
+    schedule = linear(base=0.5, warmup_steps=2, total_steps=5)
     kernels = jax.tree.map(lambda p: p.ndim > 1, params)
     reference = optax.lars(schedule, 1e-2, weight_decay_mask=kernels, trust_ratio_mask=kernels)
     spec = dict(name="lars", weight_decay=1e-2, momentum=0.9)

@@ -23,41 +23,41 @@ def curve(schedule, num_steps):
 
 def test_cosine_is_the_rule_of_mae_at_fractional_epochs(golden):
     steps_per_epoch = 4
-    schedule = cosine(base_lr=1.5e-4, warmup_steps=4 * steps_per_epoch, total_steps=20 * steps_per_epoch)
+    schedule = cosine(base=1.5e-4, warmup_steps=4 * steps_per_epoch, total_steps=20 * steps_per_epoch)
     found = curve(schedule, 80)
     np.testing.assert_allclose(found, golden["mae_lr"], rtol=1e-6, atol=0)
     assert found[0] == 0.0
 
 
 def test_cosine_whose_warmup_reaches_the_base_is_the_rule_of_dino(golden):
-    schedule = cosine(base_lr=5e-4, min_lr=1e-6, warmup_steps=15, total_steps=50, warmup_reaches_base=True)
+    schedule = cosine(base=5e-4, end=1e-6, warmup_steps=15, total_steps=50, warmup_reaches_base=True)
     np.testing.assert_allclose(curve(schedule, 50), golden["dino_lr"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("name", "first", "last"), [("dino_momentum", 0.996, 1.0), ("dino_wd", 0.04, 0.4)])
 def test_cosine_also_rises(golden, name, first, last):
-    found = curve(cosine(base_lr=first, min_lr=last, total_steps=50), 50)
+    found = curve(cosine(base=first, end=last, total_steps=50), 50)
     np.testing.assert_allclose(found, golden[name], rtol=1e-6, atol=0)
 
 
 def test_linear_falls_in_equal_steps_to_its_minimum_and_stays():
-    found = curve(linear(base_lr=0.5, min_lr=0.1, warmup_steps=2, total_steps=6), 9)
+    found = curve(linear(base=0.5, end=0.1, warmup_steps=2, total_steps=6), 9)
     np.testing.assert_allclose(found, [0.0, 0.25, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1], rtol=1e-6)
 
 
 def test_constant_stays_at_the_base_after_the_warmup():
-    found = curve(constant(base_lr=0.3, warmup_steps=3, total_steps=5, warmup_start=0.15), 6)
+    found = curve(constant(base=0.3, warmup_steps=3, total_steps=5, start=0.15), 6)
     np.testing.assert_allclose(found, [0.15, 0.2, 0.25, 0.3, 0.3, 0.3], rtol=1e-6)
 
 
 def test_rsqrt_halves_three_timescales_after_the_warmup():
-    found = curve(rsqrt(base_lr=0.2, warmup_steps=4, total_steps=10, timescale_steps=7), 26)
+    found = curve(rsqrt(base=0.2, warmup_steps=4, total_steps=10, timescale_steps=7), 26)
     np.testing.assert_allclose(found[[0, 2, 4, 4 + 3 * 7]], [0.0, 0.1, 0.2, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["linear", "sqrt"])
 def test_wsd_is_stable_until_the_decay(shape):
-    schedule = wsd(base_lr=0.4, min_lr=0.1, warmup_steps=2, total_steps=12, decay_steps=4, decay_shape=shape)
+    schedule = wsd(base=0.4, end=0.1, warmup_steps=2, total_steps=12, decay_steps=4, decay_shape=shape)
     progress = np.arange(5) / 4
     share = 1 - progress if shape == "linear" else 1 - np.sqrt(progress)
     found = curve(schedule, 14)
@@ -68,7 +68,7 @@ def test_wsd_is_stable_until_the_decay(shape):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_every_schedule_starts_at_the_warmups_start_and_gives_float32_scalars(name):
-    spec = dict(name=name, base_lr=3, warmup_start=0.125, **(dict(decay_steps=3) if name == "wsd" else {}))
+    spec = dict(name=name, base=3, start=0.125, **(dict(decay_steps=3) if name == "wsd" else {}))
     schedule = build(SCHEDULES, spec, "config.schedule", warmup_steps=4, total_steps=11)
     value = schedule(0)
     assert value.shape == () and value.dtype == np.float32 and value == 0.125
@@ -77,7 +77,7 @@ def test_every_schedule_starts_at_the_warmups_start_and_gives_float32_scalars(na
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_no_warmup_starts_at_the_base(name):
-    spec = dict(name=name, base_lr=0.5, **(dict(decay_steps=3) if name == "wsd" else {}))
+    spec = dict(name=name, base=0.5, **(dict(decay_steps=3) if name == "wsd" else {}))
     assert build(SCHEDULES, spec, "config.schedule", warmup_steps=0, total_steps=11)(0) == 0.5
 
 
@@ -85,7 +85,7 @@ def test_no_warmup_starts_at_the_base(name):
     ("name", "fields", "message"),
     [
         ("cosine", dict(warmup_steps=30), "warm-up takes 30 steps"),
-        ("linear", dict(base_lr=-0.1), "base_lr is -0.1"),
+        ("linear", dict(base=-0.1), "base is -0.1"),
         ("wsd", dict(decay_steps=19), "do not fit a run of 20 steps"),
         ("wsd", dict(decay_steps=5, decay_shape="sqr"), "Did you mean 'sqrt'"),
         ("rsqrt", dict(timescale_steps=0), "timescale_steps is 0"),
@@ -93,6 +93,6 @@ def test_no_warmup_starts_at_the_base(name):
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(name, fields, message):
-    spec = dict(name=name, **(dict(base_lr=0.1, warmup_steps=2, total_steps=20) | fields))
+    spec = dict(name=name, **(dict(base=0.1, warmup_steps=2, total_steps=20) | fields))
     with pytest.raises(UserError, match=message):
         build(SCHEDULES, spec, "config.schedule")

@@ -145,7 +145,7 @@ def test_a_resume_with_another_batch_size_is_refused(trained):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    recipe = _recipe(*NO_EVALS, ("schedule.base_lr", "1e30"), ("checkpoints", "{'every_steps': 1}"))
+    recipe = _recipe(*NO_EVALS, ("schedule.base", "1e30"), ("checkpoints", "{'every_steps': 1}"))
     with pytest.raises(TrainingError) as caught:
         train(recipe, tmp_path / "run")
     message = str(caught.value)

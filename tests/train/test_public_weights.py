@@ -48,7 +48,7 @@ def recipe(weights=VIT, size=32, channels=3, **changes):
         init=dict(weights=str(weights)),
         objective=dict(name="supervised"),
         optimizer=dict(name="adamw"),
-        schedule=dict(name="constant", base_lr=1e-2),
+        schedule=dict(name="constant", base=1e-2),
         checkpoints=dict(every_steps=1, keep_last=9),
     )
     return base | changes
@@ -82,7 +82,7 @@ def test_the_encoder_waits_for_its_steps_and_then_moves_and_the_account_is_print
 
 def test_a_head_is_kept_where_asked_for(tmp_path):
     networks = dict(encoder=dict(name="pretrained"), head=dict(name="pretrained"))
-    schedule = dict(name="constant", base_lr=0.0)
+    schedule = dict(name="constant", base=0.0)
     train(recipe(init=dict(weights=str(VIT), head="keep"), networks=networks, schedule=schedule), tmp_path / "run")
     found, public = params_at(tmp_path / "run", 2), given()
     assert found.keys() == public.keys()
@@ -91,12 +91,12 @@ def test_a_head_is_kept_where_asked_for(tmp_path):
 
 
 def test_batch_statistics_go_along(tmp_path):
-    schedule = dict(name="constant", base_lr=0.0)
+    schedule = dict(name="constant", base=0.0)
     objective = dict(name="supervised", freeze_encoder=True)  # else the run moves them on
     train(recipe(MODELS / "hf_resnet", 48, objective=objective, schedule=schedule), tmp_path / "run")
     saved = restore_params(tmp_path / "run" / "checkpoints" / "train" / "2")
     public = load_pretrained(MODELS / "hf_resnet").variables["batch_stats"]["encoder"]
-    found = saved.statistics["encoder"]["batch_stats"]
+    found = saved.extra["encoder"]["batch_stats"]
     assert len(jax.tree.leaves(public)) > 10
     jax.tree.map(np.testing.assert_array_equal, found, public)
 

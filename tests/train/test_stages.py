@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import make_mesh, shardings
-from vfm_jax.train.stages import carry_over, read_stages
+from vfm_jax.experiment import Variables
+from vfm_jax.train.stages import Donor, carry_over, read_stages
 
 RECIPE = dict(
     seed=3,
@@ -130,8 +131,15 @@ def donor():
     }
 
 
+def carry_params(params, given, patterns, origin):
+    """The parameters alone, of a donor of another method that carries nothing."""
+    given = Variables(given, {})
+    variables, account = carry_over(Variables(params, {}), Donor(given, given, "mae", origin), patterns, "supervised")
+    return variables.params, account
+
+
 def test_leaves_of_both_are_taken_over_in_their_own_type_and_layout(params, donor):
-    carried, _ = carry_over(params, donor, (".*",), "pretrain")
+    carried, _ = carry_params(params, donor, (".*",), "pretrain")
     for found, given, fresh in zip(
         *(jax.tree.leaves(tree["encoder"]) for tree in (carried, donor, params)), strict=True
     ):
@@ -142,19 +150,19 @@ def test_leaves_of_both_are_taken_over_in_their_own_type_and_layout(params, dono
 
 
 def test_patterns_choose_what_is_taken_over(params, donor):
-    carried, _ = carry_over(params, donor, ("block_0/bias", "head"), "pretrain")
+    carried, _ = carry_params(params, donor, ("block_0/bias", "head"), "pretrain")
     np.testing.assert_array_equal(carried["encoder"]["block_0"]["bias"], np.arange(8.0))
     np.testing.assert_array_equal(carried["encoder"]["norm"], np.zeros(5))
 
 
 def test_the_account_names_what_is_taken_over_fresh_and_not_used(params, donor):
-    _, account = carry_over(params, donor, (".*",), "pretrain, step 40")
+    _, account = carry_params(params, donor, (".*",), "pretrain, step 40")
     assert account.splitlines() == [
         "From pretrain, step 40: 3 of 4 parameter leaves taken over.",
         "  fresh: head/kernel",
         "  not used: decoder/bias, decoder/kernel",
     ]
-    _, account = carry_over(params, donor, ("norm",), "pretrain, step 40")
+    _, account = carry_params(params, donor, ("norm",), "pretrain, step 40")
     assert account.splitlines() == [
         "From pretrain, step 40: 1 of 4 parameter leaves taken over.",
         "  fresh: encoder/block_0 (2), head/kernel",
@@ -163,22 +171,45 @@ def test_the_account_names_what_is_taken_over_fresh_and_not_used(params, donor):
 
 
 def test_the_account_is_one_line_where_everything_is_taken_over(params):
-    _, account = carry_over(params, jax.device_get(params), (".*",), "weights.npz")
+    _, account = carry_params(params, jax.device_get(params), (".*",), "weights.npz")
     assert account == "From weights.npz: 4 of 4 parameter leaves taken over."
 
 
 def test_another_shape_is_refused_with_a_way_out(params, donor):
     donor["encoder"]["norm"] = np.ones(6)
     with pytest.raises(UserError, match=r"encoder/norm has shape \(5,\) here and \(6,\) in pretrain.*leave it out"):
-        carry_over(params, donor, (".*",), "pretrain")
-    carry_over(params, donor, ("block_0",), "pretrain")  # that is the way out
+        carry_params(params, donor, (".*",), "pretrain")
+    carry_params(params, donor, ("block_0",), "pretrain")  # that is the way out
 
 
 def test_a_donor_with_nothing_to_carry_over_is_refused(params, donor):
     with pytest.raises(UserError, match=r"pretrain has none of .*It has decoder; this stage has encoder, head"):
-        carry_over(params, {"decoder": donor["decoder"]}, (".*",), "pretrain")
+        carry_params(params, {"decoder": donor["decoder"]}, (".*",), "pretrain")
 
 
 def test_a_pattern_that_matches_nothing_here_is_refused(params, donor):
     with pytest.raises(UserError, match="the pattern 'decoder' matches no leaf"):
-        carry_over(params, donor, ("encoder", "decoder"), "pretrain")
+        carry_params(params, donor, ("encoder", "decoder"), "pretrain")
+
+
+@pytest.mark.parametrize("method", ["dino", "supervised"])
+def test_the_same_method_goes_on_with_its_teacher_and_another_starts_from_what_it_taught(params, method):
+    student, taught = (
+        {"encoder": jax.tree.map(lambda leaf, n=n: np.full(leaf.shape, n), params["encoder"])} for n in (1.0, 2.0)
+    )
+    carried = {"teacher": taught, "center": np.ones(3), "queue": np.ones((2, 3))}
+    donor = Variables(student, carried)
+    own = Variables(
+        params,
+        jax.device_put({"teacher": {"encoder": params["encoder"]}, "center": np.zeros(3), "queue": np.zeros(5)}),
+    )
+
+    def after_load(params, extra):
+        return {**extra, "teacher": {"encoder": params["encoder"]}}
+
+    (found, extra), _ = carry_over(own, Donor(donor, donor.result, "dino", "pretrain"), (".*",), method, after_load)
+    same = method == "dino"
+    assert (np.asarray(found["encoder"]["norm"]) == (1.0 if same else 2.0)).all()
+    assert (np.asarray(extra["teacher"]["encoder"]["norm"]) == 2.0).all()
+    assert (np.asarray(extra["center"]) == 1.0).all()
+    assert extra["queue"].shape == (5,)  # of another size: begun anew

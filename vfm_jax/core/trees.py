@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vfm_jax.core.errors import UserError
 
@@ -62,6 +63,22 @@ def check_used(patterns: Sequence[str], names: Iterable[str], where: str) -> Non
 def count_parameters(tree: Any) -> int:
     """Number of scalars in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def split_flowing(tree: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
+    """Leaves a gradient can flow through, the others (indices, masks), and how to put them together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    flows = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def rebuild(flowing: list[jax.Array], rest: list[jax.Array]) -> Any:
+        sources = iter(flowing), iter(rest)
+        return jax.tree.unflatten(structure, [next(sources[0 if flow else 1]) for flow in flows])
+
+    return (
+        [leaf for leaf, flow in zip(leaves, flows, strict=True) if flow],
+        [leaf for leaf, flow in zip(leaves, flows, strict=True) if not flow],
+        rebuild,
+    )
 
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vfm_jax.augment.views import listed
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import flatten_dict, named_leaves
 from vfm_jax.train.checkpoint import restore_params
@@ -84,11 +85,11 @@ def read_run(path: pathlib.Path) -> tuple[Bundle, dict[Leaf, Any], Preprocessing
         UserError: there is no usable checkpoint.
     """
     saved = restore_params(path)
-    params = saved.ema or saved.params
+    params, statistics = saved.result
     recipe = next(s.recipe for s in read_stages(saved.meta["recipe"]) if s.name == saved.meta["stage"])
     leaves: dict[Leaf, Any] = {("params", name): leaf for name, leaf in named_leaves(params).items()}
-    for role, collections in saved.statistics.items():
-        for name, leaf in named_leaves(collections.get("batch_stats", {})).items():
+    for role in params:
+        for name, leaf in named_leaves(statistics.get(role, {}).get("batch_stats", {})).items():
             leaves["batch_stats", f"{role}/{name}"] = leaf
     networks = {role: spec for role, spec in recipe["networks"].items() if role in params}
     settings = _preprocessing(recipe, path)
@@ -103,7 +104,7 @@ def read_run(path: pathlib.Path) -> tuple[Bundle, dict[Leaf, Any], Preprocessing
 def _preprocessing(recipe: Mapping[str, Any], path: pathlib.Path) -> Preprocessing:
     """What the encoder sees in evaluation, from the recipe's views; one value of mean or std is of every channel."""
     views = recipe.get("eval_views") or recipe["views"]
-    ops = {op["name"]: op for op in next(iter(views.values()))["ops"]}
+    ops = {op["name"]: op for op in listed(views)[0]["ops"]}
     fields = ops.get("normalize", {})
     mean, std = (
         tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)

@@ -10,8 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from einops import rearrange
 
-from vfm_jax.core.types import Batch, Measurements, Params
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.keys import example_keys
+from vfm_jax.core.types import Batch, Features, Measurements, Params
 
 Extra = dict[str, Any]
 
@@ -21,11 +25,19 @@ class Variables(NamedTuple):
 
     Attributes:
         params: trained by gradient; one subtree per network ("encoder", "decoder", ...).
-        extra: carried untrained: teacher, centre, queue, batch statistics.
+        extra: carried untrained. Under a network's name: its batch statistics. "teacher" and "teacher_statistics":
+            those of networks that a teacher has in its own form, and is evaluated by; a momentum network that is a
+            means alone (BYOL's) is called "target". Anything else (centre, queue) under a name of the method's.
     """
 
     params: Params
     extra: Extra
+
+    @property
+    def result(self) -> "Variables":
+        """What the method is evaluated, adapted and exported by: the teacher's networks where it has one."""
+        teacher, statistics = self.extra.get("teacher", {}), self.extra.get("teacher_statistics", {})
+        return Variables({**self.params, **teacher}, {**self.extra, **statistics})
 
 
 class Objective(NamedTuple):
@@ -36,9 +48,13 @@ class Objective(NamedTuple):
         forward: (params, extra, batch, key, step) -> (outputs, extra). Outputs have the example axis first, in every
             leaf. Randomness is drawn per example, from `key` and the batch's `epoch` and `index`.
         criterion: (params, extra, outputs, step) -> (loss, (extra, measurements)), on the whole effective batch.
+            A loss of several terms measures each, weighted, as "loss/TERM": they sum to the loss.
         after_update: (params, extra, step) -> extra, once the parameters have moved (EMA teacher, queue).
         predict: what evaluators, pictures and export may ask for: name -> (variables, batch) -> Features or array.
         separable: the loss is a mean over examples, and nothing else couples them.
+        embedding: outputs -> representations of the views of each example (b v d), for what is watched in training.
+        after_load: (params, extra) -> extra, once parameters have come from a file or a stage before: a teacher is a
+            copy of its student then, as after `init`.
     """
 
     init: Callable[[jax.Array, Batch], Variables]
@@ -47,6 +63,8 @@ class Objective(NamedTuple):
     after_update: Callable[[Params, Extra, jax.Array], Extra]
     predict: Mapping[str, Callable[[Variables, Batch], Any]]
     separable: bool
+    embedding: Callable[[Any], jax.Array]
+    after_load: Callable[[Params, Extra], Extra] = lambda params, extra: extra
 
 
 def carry_nothing(params: Params, extra: Extra, step: jax.Array) -> Extra:
@@ -77,11 +95,48 @@ def encoder_predictions(encoder: Any) -> dict[str, Callable[[Variables, Batch], 
     """What every method with an encoder offers: its features, and where they look."""
 
     def features(variables: Variables, batch: Batch) -> Any:
-        statistics = variables.extra.get("encoder", {})
-        return apply_network(encoder, variables.params["encoder"], statistics, batch["image"], train=False)[0]
+        params, extra = variables.result
+        return apply_network(encoder, params["encoder"], extra.get("encoder", {}), batch["image"], train=False)[0]
 
     def attention(variables: Variables, batch: Batch) -> jax.Array:
-        collections = {"params": variables.params["encoder"], **variables.extra.get("encoder", {})}
+        params, extra = variables.result
+        collections = {"params": params["encoder"], **extra.get("encoder", {})}
         return encoder.apply(collections, batch["image"], method="attention")
 
     return {"features": features} | ({"attention": attention} if hasattr(encoder, "attention") else {})
+
+
+def view_keys(batch: Batch, key: jax.Array, num_views: int) -> jax.Array:
+    """One key per view (b · v, views of an example side by side), for drop path and the like."""
+    keys = example_keys(key, batch["epoch"], batch["index"])
+    each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(num_views))
+    return each.reshape(-1)
+
+
+def encode_views(
+    encoder: Any, params: Params, statistics: dict[str, Any], views: Any, keys: jax.Array | None, **how: Any
+) -> tuple[Features, dict[str, Any]]:
+    """Features of views (b v h w c) in training, in one pass, and the batch statistics after it.
+
+    Leaves of the result are (b · v) ..., views of an example side by side; batch norm sees them as one batch.
+    """
+    images = rearrange(views, "b v h w c -> (b v) h w c")
+    return apply_network(encoder, params, statistics, images, keys=keys, train=True, **how)
+
+
+def views_of(batch: Batch, field: str, num_views: int | None, method: str) -> Any:
+    """The views (b v h w c) of a field of the batch.
+
+    Raises:
+        UserError: there is no such field, or it has another number of views.
+    """
+    images = batch.get(field)
+    if images is None:
+        raise UserError(f"{method} reads the views {field!r}; the recipe makes none: set config.views.{field}.")
+    if images.ndim != 5 or (num_views is not None and images.shape[1] != num_views):
+        count = {None: "several views", 2: "two views"}.get(num_views, f"{num_views} views")
+        raise UserError(
+            f"{method} takes {count} of each image; config.views.{field} gives images of shape "
+            f"{tuple(images.shape)}. Set num_views={num_views or 2} in config.views.{field}."
+        )
+    return images

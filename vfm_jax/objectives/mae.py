@@ -13,11 +13,12 @@ from vfm_jax.objectives.interface import Objective, Variables, carry_nothing, en
 
 
 class Reconstruction(NamedTuple):
-    """Predicted and true patches (b n p), and where patches were hidden (b n)."""
+    """Predicted and true patches (b n p), where patches were hidden (b n), and the visible ones pooled (b d)."""
 
     prediction: jax.Array
     target: jax.Array
     masked: jax.Array
+    pooled: jax.Array
 
 
 def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_target: bool = True) -> Objective:
@@ -37,7 +38,7 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
         keep, masked = mask_by_noise(noise, mask_ratio)  # b k, b n
         seen = encoder.apply({"params": params["encoder"]}, images, keep=keep, keys=keys, train=train)
         prediction = decoder.apply({"params": params["decoder"]}, seen.tokens, keep, seen.grid, target.shape[2])
-        return Reconstruction(prediction, target, masked)
+        return Reconstruction(prediction, target, masked, seen.pooled)
 
     def patch_noise(batch, key):
         rows, columns = grid_of(batch["image"].shape[1:3], encoder.patch_size)
@@ -80,4 +81,12 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
         }
 
     predict = encoder_predictions(encoder) | {"reconstruction": reconstruction}
-    return Objective(init, forward, criterion, carry_nothing, predict, separable=True)
+    return Objective(
+        init,
+        forward,
+        criterion,
+        carry_nothing,
+        predict,
+        separable=True,
+        embedding=lambda outputs: outputs.pooled[:, None],
+    )

@@ -5,16 +5,18 @@ from typing import Any
 import jax.numpy as jnp
 from einops import rearrange
 
-from vfm_jax.core.errors import UserError
-from vfm_jax.core.keys import example_keys, stream
+from vfm_jax.core.keys import stream
 from vfm_jax.losses.contrastive import contrastive_accuracy, nt_xent
 from vfm_jax.objectives.interface import (
     Objective,
     Variables,
     apply_network,
     carry_nothing,
+    encode_views,
     encoder_predictions,
     init_network,
+    view_keys,
+    views_of,
 )
 
 
@@ -30,7 +32,7 @@ def simclr(encoder: Any, projector: Any, *, temperature: float = 0.1) -> Objecti
     """
 
     def init(key, batch) -> Variables:
-        images = _flat_views(batch["image"])
+        images = rearrange(views_of(batch, "image", 2, "simclr"), "b v h w c -> (b v) h w c")
         seen, encoder_params, encoder_state = init_network(encoder, stream(key, "encoder"), images)
         _, projector_params, projector_state = init_network(
             projector, stream(key, "projector"), seen.pooled, train=True
@@ -40,11 +42,10 @@ def simclr(encoder: Any, projector: Any, *, temperature: float = 0.1) -> Objecti
 
     def forward(params, extra, batch, key, step):
         del step  # nothing here changes over training
-        b = batch["image"].shape[0]
-        keys = example_keys(stream(key, "drop_path"), batch["epoch"], batch["index"])
-        images = _flat_views(batch["image"])
-        seen, statistics = apply_network(
-            encoder, params["encoder"], extra["encoder"], images, keys=jnp.repeat(keys, 2), train=True
+        views = views_of(batch, "image", 2, "simclr")
+        b = views.shape[0]
+        seen, statistics = encode_views(
+            encoder, params["encoder"], extra["encoder"], views, view_keys(batch, stream(key, "drop_path"), 2)
         )
         return rearrange(seen.pooled, "(b v) d -> b v d", b=b), {**extra, "encoder": statistics}
 
@@ -65,13 +66,6 @@ def simclr(encoder: Any, projector: Any, *, temperature: float = 0.1) -> Objecti
         return loss, ({**extra, "projector": statistics}, {"loss": loss, "contrastive_accuracy": accuracy})
 
     predict = encoder_predictions(encoder)
-    return Objective(init, forward, criterion, carry_nothing, predict, separable=False)
-
-
-def _flat_views(images: Any) -> Any:
-    if images.ndim != 5 or images.shape[1] != 2:
-        raise UserError(
-            f"simclr compares two views of each image; config.views gives images of shape {tuple(images.shape)}. "
-            "Set num_views=2 in config.views.image."
-        )
-    return rearrange(images, "b v h w c -> (b v) h w c")
+    return Objective(
+        init, forward, criterion, carry_nothing, predict, separable=False, embedding=lambda outputs: outputs
+    )

@@ -69,5 +69,11 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
     predict = shared | {"logits": logits}
     # A head with batch norm couples the examples, so its criterion must see them all at once.
     return Objective(
-        init, forward, criterion, carry_nothing, predict, separable=not getattr(head, "batch_norm", False)
+        init,
+        forward,
+        criterion,
+        carry_nothing,
+        predict,
+        separable=not getattr(head, "batch_norm", False),
+        embedding=lambda outputs: outputs.pooled[:, None],
     )

@@ -1,8 +1,17 @@
-"""Optimizers, learning-rate schedules, parameter groups and weight averages."""
+"""Optimizers, schedules, parameter groups and weight averages."""
 
 from vfm_jax.optim.ema import ema_momentum, update_ema
 from vfm_jax.optim.optimizer import OPTIMIZERS, make_optimizer
-from vfm_jax.optim.schedules import SCHEDULES
+from vfm_jax.optim.schedules import SCHEDULES, Schedule, as_schedule
 from vfm_jax.optim.transforms import freeze_until
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "ema_momentum", "freeze_until", "make_optimizer", "update_ema"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Schedule",
+    "as_schedule",
+    "ema_momentum",
+    "freeze_until",
+    "make_optimizer",
+    "update_ema",
+]

@@ -24,6 +24,7 @@ import numpy as np
 
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.trees import named_leaves
+from vfm_jax.experiment import Variables
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest; raised when an older reader would misread it
@@ -47,14 +48,19 @@ class SavedParams(NamedTuple):
     Attributes:
         params: nested dict of numpy arrays.
         ema: likewise, their running average; {} where the run kept none.
-        statistics: network -> its batch statistics, likewise; {} where no network has any.
+        extra: what the objective carried untrained: batch statistics by network, teacher, centre, queue.
         meta: what was saved beside the state.
     """
 
     params: dict[str, Any]
     ema: dict[str, Any]
-    statistics: dict[str, Any]
+    extra: dict[str, Any]
     meta: dict[str, Any]
+
+    @property
+    def result(self) -> Variables:
+        """What the run is evaluated by: the average where there is one, a teacher where the method has one."""
+        return Variables(self.ema or self.params, self.extra).result
 
 
 class _Damaged(Exception):
@@ -302,7 +308,7 @@ class Checkpoints:
 
 
 def restore_params(path: PathLike, *, log: Log = _warn) -> SavedParams:
-    """The parameters in a checkpoint, and their average if there is one; the rest of the state is not read.
+    """The parameters in a checkpoint, their average and what the objective carried; the optimizer is not read.
 
     Args:
         path: one step; or a directory of steps, of which the newest sound one is taken; or a directory with one
@@ -319,7 +325,7 @@ def restore_params(path: PathLike, *, log: Log = _warn) -> SavedParams:
             wanted = {
                 name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
                 for name, entry in manifest["leaves"].items()
-                if name.startswith(("params/", "ema/")) or re.match(r"extra/[^/]+/batch_stats/", name)
+                if name.startswith(("params/", "ema/", "extra/"))
             }
             if not wanted:
                 raise UserError(

@@ -20,12 +20,12 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import replicated, sharded_init, shardings
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.experiment import Experiment, from_recipe, with_pretrained
+from vfm_jax.experiment import Experiment, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import Checkpoints, restore_params
 from vfm_jax.train.evaluation import Judge
 from vfm_jax.train.record import Run, finished_summary, read_json
-from vfm_jax.train.stages import Stage, carry_over, read_stages
+from vfm_jax.train.stages import Donor, Stage, carry_over, read_stages
 from vfm_jax.train.state import TrainState, init_state
 from vfm_jax.train.step import make_step
 
@@ -75,12 +75,17 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     run = Run(workdir, recipe, stages, experiments)
     with _Stop() as stop:
         try:
-            donor, origin = _start(recipe)
+            donor = _start(recipe)
             for stage, experiment in zip(stages, experiments, strict=True):
-                state = run_stage(run, stage, experiment, donor, origin, stop)
+                state = run_stage(run, stage, experiment, donor, stop)
                 if stop.requested:
                     break
-                donor, origin = jax.device_get(state.variables.params), f"stage {stage.name}"
+                donor = Donor(
+                    Variables(*jax.device_get((state.params, state.extra))),
+                    Variables(*jax.device_get(state.variables.result)),
+                    stage.recipe["objective"]["name"],
+                    f"stage {stage.name}",
+                )
         finally:
             run.close(stop.reason)
     return run.summary
@@ -144,11 +149,11 @@ def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
-    """Parameters the first stage starts from, and where they are from; None where it starts from scratch."""
+def _start(recipe: Mapping[str, Any]) -> Donor | None:
+    """What the first stage starts from; None where it starts from scratch."""
     origin = recipe.get("start_from")
     if not origin:
-        return None, ""
+        return None
     if recipe.get("init", {}).get("weights"):
         raise UserError("The recipe sets both config.start_from and config.init.weights; keep one of them.")
     path = pathlib.Path(origin)
@@ -156,10 +161,11 @@ def _start(recipe: Mapping[str, Any]) -> tuple[Any, str]:
         names = [stage.name for stage in read_stages(before)]
         path = next((p for name in reversed(names) if (p := path / "checkpoints" / name).is_dir()), path)
     found = restore_params(path)
-    return found.ema or found.params, str(origin)
+    stage = next(s for s in read_stages(found.meta["recipe"]) if s.name == found.meta["stage"])
+    return Donor(Variables(found.params, found.extra), found.result, stage.recipe["objective"]["name"], str(origin))
 
 
-def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin: str, stop: _Stop) -> TrainState:
+def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Donor | None, stop: _Stop) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
     blank, key, abstract = _blank_state(experiment)
     judge = Judge(experiment) if experiment.evaluations else None
@@ -180,8 +186,14 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
             start = 0
             state = sharded_init(blank, experiment.rules, experiment.mesh, key)
             if donor is not None:
-                params, account = carry_over(state.params, donor, stage.carry, origin)
-                state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+                variables, account = carry_over(
+                    Variables(state.params, state.extra),
+                    donor,
+                    stage.carry,
+                    stage.recipe["objective"]["name"],
+                    experiment.objective.after_load,
+                )
+                state = _started_from(state, *variables)
                 run.say(account)
             elif public:
                 state, account = _with_public_weights(experiment, state)
@@ -194,6 +206,7 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Any, origin
                 seed=experiment.seed,
                 stage=experiment.stage,
                 num_micro_batches=experiment.num_micro_batches,
+                log_every_steps=experiment.log_every_steps,
                 update_ema=experiment.update_ema,
                 schedule=experiment.schedule,
             ),
@@ -250,8 +263,12 @@ def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[Tra
     """A fresh state with the weights that the recipe starts from, and the account of every leaf."""
     assert experiment.initialize is not None
     params, extra, account = experiment.initialize(state.params, state.extra)
-    ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-    return state.replace(params=params, extra=extra, ema=ema), account
+    return _started_from(state, params, experiment.objective.after_load(params, extra)), account
+
+
+def _started_from(state: TrainState, params: Any, extra: Any) -> TrainState:
+    """A fresh state with other parameters, and the average that starts there."""
+    return state.replace(params=params, extra=extra, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
 
 
 def _due(experiment: Experiment, step: int, start: int) -> list[str]:

@@ -278,7 +278,8 @@ class Watch:
             f"learning rate {values['learning_rate']:.3g}.\n"
             f"Examples of that batch: {named} and {len(index) - _OFFENDERS} more; all in {self._note(step, index)}.\n"
             f"Largest gradients: {largest}.\n"
-            "The last checkpoint is untouched. Try a lower base_lr, config.optimizer.clip_norm=1.0 or dtype float32."
+            "The last checkpoint is untouched. Try a lower config.schedule.base, config.optimizer.clip_norm=1.0 or "
+            "dtype float32."
         )
 
     def _note(self, step: int, index: np.ndarray) -> str:

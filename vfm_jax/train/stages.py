@@ -1,7 +1,7 @@
 """Stages: overlays of one recipe run one after another, and what each takes over from the one before."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from vfm_jax.core.durations import other_units
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import check_used, first_match, map_named, named_leaves
-from vfm_jax.experiment import RUN_FIELDS
+from vfm_jax.experiment import RUN_FIELDS, Variables
 
 
 class Stage(NamedTuple):
@@ -77,18 +77,62 @@ def _is_same_thing(old: Any, new: Any) -> bool:
     return both and new.get("name", old.get("name")) == old.get("name")
 
 
-def carry_over(params: Any, donor: Any, patterns: tuple[str, ...], origin: str) -> tuple[Any, str]:
-    """Parameters with those leaves replaced that `patterns` name and the donor has; and an account of every leaf.
+class Donor(NamedTuple):
+    """What a stage may start from.
+
+    Attributes:
+        variables: all that was trained and carried, as host arrays.
+        result: what it is evaluated by: averaged, or the teacher's.
+        objective: the name of its method.
+        origin: where it is from, for the account.
+    """
+
+    variables: Variables
+    result: Variables
+    objective: str
+    origin: str
+
+
+def carry_over(
+    own: Variables,
+    donor: Donor,
+    patterns: tuple[str, ...],
+    objective: str,
+    after_load: Callable[[Any, Any], Any] = lambda params, extra: extra,
+) -> tuple[Variables, str]:
+    """Fresh variables with those leaves replaced that `patterns` name and the donor has; and an account of them.
+
+    A stage of the same method goes on with everything: student, teacher, centre, queue. Another method starts from
+    the donor's result, and with it come the batch statistics.
 
     Args:
-        params: fresh parameters, sharded; what is taken over gets their sharding.
-        donor: parameters to take from, as host arrays.
-        patterns: regular expressions over leaf names; each must match a leaf of `params`.
-        origin: where the donor is from, for the account.
+        own: fresh, sharded; what is taken over gets their sharding.
+        donor: what is taken from.
+        patterns: regular expressions over leaf names; each must match a leaf of the parameters.
+        objective: the stage's method.
+        after_load: the method's; sets what it carries by the new parameters, before its own leaves are taken over.
 
     Raises:
         UserError: a pattern matches nothing here, nothing at all is taken over, or a shape differs.
     """
+    given = donor.variables if donor.objective == objective else donor.result
+    params, account = _carry_params(own.params, given.params, patterns, donor.origin)
+    extra = after_load(params, own.extra)
+    carried = named_leaves(given.extra)
+
+    def choose(name: str, leaf: jax.Array) -> jax.Array:
+        fits = name in carried and first_match(name, patterns) is not None and carried[name].shape == leaf.shape
+        return _placed(carried[name], leaf) if fits else leaf
+
+    return Variables(params, map_named(choose, extra)), account
+
+
+def _placed(value: Any, like: jax.Array) -> jax.Array:
+    value = np.asarray(value).astype(like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
+
+
+def _carry_params(params: Any, donor: Any, patterns: tuple[str, ...], origin: str) -> tuple[Any, str]:
     own, given = named_leaves(params), named_leaves(donor)
     check_used(patterns, own, "carry")
     wanted = [name for name in own if first_match(name, patterns) is not None]
@@ -107,10 +151,7 @@ def carry_over(params: Any, donor: Any, patterns: tuple[str, ...], origin: str) 
             )
 
     def choose(name: str, leaf: jax.Array) -> jax.Array:
-        if name not in taken:
-            return leaf
-        value = np.asarray(given[name]).astype(leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+        return _placed(given[name], leaf) if name in taken else leaf
 
     fresh = [name for name in own if name not in taken]
     unused = [name for name in given if name not in taken]

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vfm_jax.core.keys import key_for
+from vfm_jax.core.trees import split_flowing
 from vfm_jax.core.types import Batch, Measurements
 from vfm_jax.experiment import Objective
+from vfm_jax.train.observe import observe_embedding, observe_shares
 from vfm_jax.train.state import TrainState
 
 Views = Callable[[jax.Array, Batch], Batch]
@@ -24,20 +25,23 @@ def make_step(
     seed: int,
     stage: int = 0,
     num_micro_batches: int = 1,
+    log_every_steps: int = 1,
     update_ema: Callable[[Any, Any, jax.Array], Any] | None = None,
     schedule: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function (state, host batch) -> (state after one update, measurements).
 
-    Measurements hold what the objective reports, and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
+    Measurements hold what the objective reports, what `train.observe` sees (NaN in steps that are not logged, which
+    are all but every `log_every_steps`-th), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
     (one number per parameter leaf in tree order, looked at when something is not finite).
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         batch = views(key_for(seed, 0, "views", stage), batch)  # examples differ by their own index and epoch
         key = key_for(seed, state.step, "forward", stage)
+        due = (state.step + 1) % log_every_steps == 0
         grads, extra, measured = gradients(
-            objective, state.params, state.extra, batch, key, state.step, num_micro_batches
+            objective, state.params, state.extra, batch, key, state.step, num_micro_batches, due
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -62,6 +66,7 @@ def gradients(
     key: jax.Array,
     step: jax.Array,
     num_micro_batches: int = 1,
+    observed: jax.Array | bool = True,
 ) -> tuple[Any, Any, Measurements]:
     """Gradient of the loss on the whole batch, the carried values after it, and the measurements.
 
@@ -69,49 +74,66 @@ def gradients(
     separable losses are averaged; for the others all outputs are computed first without a graph, the criterion is
     differentiated once on all of them, then each micro-batch is run again and pulled back ("gradient caching":
     Gao et al., 2021, arXiv:2101.06983).
+
+    Args:
+        objective: the method.
+        params: of its networks.
+        extra: what it carries.
+        batch: views, with `index` and `epoch`.
+        key: of the step.
+        step: number of updates so far.
+        num_micro_batches: parts that go through the networks one after another.
+        observed: whether this step is one that `train.observe` looks at.
     """
 
-    def loss_of(params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Measurements]]:
+    def criterion(params: Any, extra: Any, outputs: Any) -> tuple[jax.Array, tuple[Any, Measurements]]:
+        loss, (after, measured) = objective.criterion(params, extra, outputs, step)
+        return loss, (after, measured | observe_shares(objective, params, extra, outputs, step, observed))
+
+    def loss_of(params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Measurements, jax.Array]]:
         outputs, extra = objective.forward(params, extra, batch, key, step)
-        return objective.criterion(params, extra, outputs, step)
+        loss, (extra, measured) = criterion(params, extra, outputs)
+        return loss, (extra, measured, objective.embedding(outputs))
 
     if num_micro_batches == 1:
-        grads, (extra, measured) = jax.grad(loss_of, has_aux=True)(params, extra, batch)
-        return grads, extra, measured
+        grads, (extra, measured, embedding) = jax.grad(loss_of, has_aux=True)(params, extra, batch)
+        return grads, extra, measured | observe_embedding(embedding, observed)
 
     micro = _split(batch, num_micro_batches)
     zeros = jax.tree.map(jnp.zeros_like, params)
 
     if objective.separable:
 
-        def accumulate(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Measurements]:
+        def accumulate(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], tuple[Measurements, jax.Array]]:
             total, extra = carry
-            grads, (extra, measured) = jax.grad(loss_of, has_aux=True)(params, extra, part)
-            return (jax.tree.map(jnp.add, total, grads), extra), measured
+            grads, (extra, measured, embedding) = jax.grad(loss_of, has_aux=True)(params, extra, part)
+            return (jax.tree.map(jnp.add, total, grads), extra), (measured, embedding)
 
-        (total, extra), measured = jax.lax.scan(accumulate, (zeros, extra), micro)
+        (total, extra), (measured, embeddings) = jax.lax.scan(accumulate, (zeros, extra), micro)
         mean = jax.tree.map(lambda total: total / num_micro_batches, total)
-        return mean, extra, jax.tree.map(lambda values: jnp.mean(values, axis=0), measured)
+        measured = jax.tree.map(lambda values: jnp.mean(values, axis=0), measured)
+        return mean, extra, measured | observe_embedding(_join(embeddings), observed)
 
     def run(extra: Any, part: Batch) -> tuple[Any, Any]:
         outputs, moved = objective.forward(params, extra, part, key, step)
         return moved, (outputs, extra)
 
     moved, (outputs, extra_before) = jax.lax.scan(run, extra, micro)
-    differentiable, rest, rebuild = _partition(_join(outputs))
+    outputs = _join(outputs)
+    differentiable, rest, rebuild = split_flowing(outputs)
 
-    def criterion(params: Any, differentiable: list[jax.Array]) -> tuple[jax.Array, tuple[Any, Measurements]]:
-        return objective.criterion(params, moved, rebuild(differentiable, rest), step)
+    def joint(params: Any, differentiable: list[jax.Array]) -> tuple[jax.Array, tuple[Any, Measurements]]:
+        return criterion(params, moved, rebuild(differentiable, rest))
 
-    (grads, pulls), (extra, measured) = jax.grad(criterion, argnums=(0, 1), has_aux=True)(params, differentiable)
+    (grads, pulls), (extra, measured) = jax.grad(joint, argnums=(0, 1), has_aux=True)(params, differentiable)
 
     def pull_back(total: Any, part: tuple[Batch, Any, list[jax.Array]]) -> tuple[Any, None]:
         one, extra, pull = part
-        _, back = jax.vjp(lambda p: _partition(objective.forward(p, extra, one, key, step)[0])[0], params)
+        _, back = jax.vjp(lambda p: split_flowing(objective.forward(p, extra, one, key, step)[0])[0], params)
         return jax.tree.map(jnp.add, total, back(pull)[0]), None
 
     grads, _ = jax.lax.scan(pull_back, grads, (micro, extra_before, _split(pulls, num_micro_batches)))
-    return grads, extra, measured
+    return grads, extra, measured | observe_embedding(objective.embedding(outputs), observed)
 
 
 def _split(tree: Any, parts: int) -> Any:
@@ -121,19 +143,3 @@ def _split(tree: Any, parts: int) -> Any:
 
 def _join(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
-
-
-def _partition(tree: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
-    """Leaves a gradient can flow through, the others (indices, masks), and how to put them together again."""
-    leaves, structure = jax.tree.flatten(tree)
-    flows = [np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jnp.bfloat16 for leaf in leaves]
-
-    def rebuild(differentiable: list[jax.Array], rest: list[jax.Array]) -> Any:
-        sources = iter(differentiable), iter(rest)
-        return jax.tree.unflatten(structure, [next(sources[0 if flow else 1]) for flow in flows])
-
-    return (
-        [leaf for leaf, flow in zip(leaves, flows, strict=True) if flow],
-        [leaf for leaf, flow in zip(leaves, flows, strict=True) if not flow],
-        rebuild,
-    )

@@ -94,7 +94,7 @@ class InitialWeights:
         Raises:
             UserError: the weights do not say what they expect, or a crop that is no square.
         """
-        names = {op.get("name") for view in views.values() for op in view.get("ops", ())}
+        names = {op.get("name") for view in views.values() for part in _parts(view) for op in part.get("ops", ())}
         if not names & PRETRAINED_OPS:
             return dict(views)
         if self._rename:
@@ -102,8 +102,12 @@ class InitialWeights:
         weights = self._open({})
         weights.file.close()
         found = weights.preprocessing
+
+        def written_out(part: Mapping[str, Any]) -> dict[str, Any]:
+            return {**part, "ops": tuple(_operation(op, found) for op in part.get("ops", ()))}
+
         return {
-            field: {**view, "ops": tuple(_operation(op, found) for op in view.get("ops", ()))}
+            field: written_out(view) if isinstance(view, Mapping) else tuple(map(written_out, view))
             for field, view in views.items()
         }
 
@@ -157,6 +161,11 @@ class InitialWeights:
                 differing = unequal(role, completed(networks[role]), completed(theirs))
                 notes += [f"the recipe's network differs from the file's: {line} in the file" for line in differing]
         return notes
+
+
+def _parts(view: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The lists of operations of one field: one, or several whose views stand after one another."""
+    return (view,) if isinstance(view, Mapping) else view
 
 
 def _operation(op: Mapping[str, Any], expected: Preprocessing) -> Mapping[str, Any]:

@@ -1,0 +1,31 @@
+"""The running average of a network that teaches it: one for every method that has one.
+
+It is kept in `extra`, in float32, and is laid out over devices as the student is, for its leaves have the same names.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vfm_jax.core.types import Params
+from vfm_jax.optim import update_ema
+
+
+def start_teacher(params: Params, roles: Iterable[str] = ("encoder",)) -> dict[str, Any]:
+    """The networks of `roles` as the student has them, for `extra["teacher"]` (or "target").
+
+    A copy of its own in memory: the step gives the student's buffers away.
+    """
+    return {role: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params[role]) for role in roles}
+
+
+def move_teacher(teacher: dict[str, Any], params: Params, momentum: float | jax.Array) -> dict[str, Any]:
+    """momentum · teacher + (1 - momentum) · student, for the networks that the teacher has.
+
+    Batch statistics are not averaged: a teacher's own passes move them, as in the authors' codes.
+
+    Reference: He et al., Momentum Contrast, 2019 (arXiv:1911.05722), Eq. 2.
+    """
+    return {role: update_ema(own, params[role], momentum) for role, own in teacher.items()}
