@@ -1,4 +1,119 @@
-"""Values that several recipes share; a recipe stays one page."""
+"""Values that several recipes share, and any recipe at toy size; a recipe stays one page."""
+
+import re
+
+import ml_collections
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TINY_BATCH, TINY_STEPS = 64, 60
+TINY_NETWORKS = {
+    "bit": dict(depths=(1, 1, 1, 1), width=16),
+    "convnext": dict(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64)),
+    "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32),
+    "jepa_predictor": dict(width=48, depth=2, heads=2),
+    "masked_decoder": dict(width=48, depth=1, heads=2),
+    "projection_head": dict(hidden_dim=128, out_dim=64),
+    "resnet": dict(variant="18", width=16),
+    "swin": dict(variant="T", width=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=4),
+    "text": dict(width=64, depth=2, heads=2, mlp_dim=128),
+    "vgg": dict(variant="11"),
+    "vit": dict(variant="mu/4", width=96, depth=3, heads=3, mlp_dim=192),
+}
+
+
+def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.ConfigDict:
+    """The same method at toy size on the embedded photographs: under a minute on two CPU cores, no download.
+
+    Networks are narrow and shallow, batches have 64 images, crops keep their proportions to the first view, which
+    gets `image_size` pixels, and whatever lasted a share of the run lasts that share of 60 steps. Methods, losses,
+    augmentations and the kinds of optimizer and schedule stay.
+    """
+    full = c.to_dict()
+    pixels = _first_size(full["views"])
+    small = _in_percent(full, full) | {
+        "title": f"{full.get('title', 'A recipe')}, at toy size",
+        "dtype": "float32",
+        "total_steps": TINY_STEPS,
+        "log_every_steps": 10,
+        "data": dict(name="photos", split="train", crop_size=64, batch_size=TINY_BATCH),
+        "eval_data": dict(test=dict(split="test")),
+        "evals": dict(knn=dict(num_neighbors=20)),
+        "baselines": ("random_init",),
+    }
+    for field in ("mesh", "sharding", "checkpoints", "start_from", "carry", "num_micro_batches", "eval_batch_size"):
+        small.pop(field, None)
+    small |= _shrunk(small, image_size / pixels)
+    stages = [_shrunk(stage, image_size / pixels) for stage in small.get("stages", ())]
+    if stages:
+        small["stages"] = tuple(stage | {"total_steps": TINY_STEPS // len(stages)} for stage in stages)
+    batch = full["data"]["batch_size"]
+    proportional = small["optimizer"]["name"] in ("lars", "sgd")  # steps of Adam's kind do not shrink with batches
+    ratio = TINY_BATCH / batch if proportional else 1e-3 / small["schedule"]["base"]
+    for end in ("base", "start", "end"):
+        if end in small["schedule"]:
+            small["schedule"][end] *= ratio
+    return ml_collections.ConfigDict(small)
+
+
+def _first_size(views: dict) -> int:
+    """Pixels along one side of the first view that says."""
+    return next(op["size"] for field in ("image", *views) for op in _ops(views.get(field, ())) if "size" in op)
+
+
+def _ops(field: dict | tuple) -> list:
+    return [op for part in ((field,) if isinstance(field, dict) else field) for op in part.get("ops", ())]
+
+
+def _shrunk(fields: dict, scale: float) -> dict:
+    """The networks and views of a recipe or of a stage at toy size; a field it does not have stays away."""
+    made = {}
+    for field in {"views", "eval_views"} & fields.keys():
+        made[field] = _scaled(fields[field], scale)
+    if "networks" in fields:
+        made["networks"] = {role: _small(network) for role, network in fields["networks"].items()}
+    return fields | made
+
+
+def _small(network: dict | None) -> dict | None:
+    if network is None:
+        return None
+    changes = TINY_NETWORKS.get(network.get("name"), {})
+    return network | {field: value for field, value in changes.items() if field != "out_dim" or network.get(field)}
+
+
+def _scaled(value: object, scale: float) -> object:
+    """A spec of views with every size in pixels scaled, to a multiple of four."""
+    if isinstance(value, dict):
+        sizes = {field: value[field] for field in ("size", "resize_shorter") if field in value}
+        smaller = {field: max(12, 4 * round(size * scale / 4)) for field, size in sizes.items()}
+        return {field: _scaled(inner, scale) for field, inner in value.items()} | smaller
+    return tuple(_scaled(inner, scale) for inner in value) if isinstance(value, tuple | list) else value
+
+
+def _in_percent(value: object, full: dict) -> object:
+    """The recipe with its durations in epochs, examples and steps as the same share of the run."""
+    if isinstance(value, tuple | list):
+        return tuple(_in_percent(inner, full) for inner in value)
+    if not isinstance(value, dict):
+        return value
+    made = {}
+    for field, inner in value.items():
+        found = re.fullmatch(r"(?!total|log)(\w+)_(epochs|examples|steps)", field)
+        if found and isinstance(inner, int | float):
+            made[f"{found[1]}_percent"] = 100 * inner / _total(full, found[2])
+        elif not re.fullmatch(r"total_(epochs|examples|steps)", field):
+            made[field] = _in_percent(inner, full)
+    return made
+
+
+def _total(full: dict, unit: str) -> float:
+    """The length of the run in a unit, where the recipe tells it; ImageNet-1k's examples make the epochs."""
+    batch, examples = full["data"]["batch_size"], 1_281_167
+    seen = {
+        "steps": full.get("total_steps", 0) * batch,
+        "epochs": full.get("total_epochs", 0) * examples,
+        "examples": full.get("total_examples", 0),
+    }
+    return sum(seen.values()) / {"steps": batch, "epochs": examples, "examples": 1}[unit]

@@ -6,7 +6,7 @@ compared with is an error, so new facts cannot be passed over.
 """
 
 import functools
-import inspect
+import importlib.util
 import json
 import pathlib
 
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.recipe_facts import PROSE, READERS
 from vfm_jax.cli import load_recipe, override
-from vfm_jax.core.trees import flatten_dict, named_leaves
+from vfm_jax.core.trees import flatten_dict
 from vfm_jax.data.sources import SOURCES
 from vfm_jax.data.sources.arrays import ArraySource
 from vfm_jax.experiment import build_experiment
-from vfm_jax.losses.reconstruction import standardize_patches
-from vfm_jax.models import MODELS
+from vfm_jax.optim.groups import leaf_settings
 from vfm_jax.train.loop import train
 from vfm_jax.train.stages import read_stages
 from vfm_jax.train.state import init_state
@@ -29,16 +29,23 @@ from vfm_jax.train.step import make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 FACTS = json.loads((ROOT / "tests" / "golden" / "recipes.json").read_text())
-MAE, SIMCLR = "configs/masked/mae_vit_b16_in1k.py", "configs/contrastive/simclr_r50_in1k.py"
-STAGES = {
-    ("mae", "vit_b16", "pretrain_800ep"): f"{MAE}:800",
-    ("mae", "vit_b16", "pretrain_1600ep"): MAE,
-    ("mae", "vit_b16", "finetune_1k"): f"{MAE}:finetune",
-    ("mae", "vit_b16", "linear_probe"): f"{MAE}:linear_probe",
-    ("simclr", "resnet50", "pretrain_1000ep_v1"): SIMCLR,
-}
-BUILDABLE = [MAE, f"{MAE}:800", f"{MAE}:finetune", f"{MAE}:linear_probe", SIMCLR, f"{SIMCLR}:vit_s16"]
-BUILDABLE += [f"configs/quickstart.py{variant}" for variant in ("", ":simclr", ":photos")]
+
+
+def _load(path):
+    """A module of `tests/recipes`, which says of one method what reads its facts."""
+    spec = importlib.util.spec_from_file_location(f"recipe_facts_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+METHODS = [_load(path) for path in sorted((ROOT / "tests" / "recipes").glob("*.py"))]
+STAGES = {stage: (location, method) for method in METHODS for stage, location in method.STAGES.items()}
+
+MAE = "configs/masked/mae_vit_b16_in1k.py"
+RECIPES = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "adapt"
+)
 
 # Recipes that start from public weights, and small ones of the kind; vit_cifar10.py names tensors that only its own
 # file has, and starts fresh here.
@@ -51,148 +58,10 @@ ADAPT = {
     "configs/adapt/evaluate.py:classifier": "hf_vit_cls",
     **{f"configs/adapt/vit_cifar10.py{variant}": None for variant in ("", ":mae", ":simclr")},
 }
-BUILDABLE += ADAPT
-
-# Words, results, and what says how rather than how much.
-PROSE = {
-    "source", "results", "hardware", "unverified", "dtype", "grad_accum", "loss", "mask.type", "mask.keep",
-    "data.rrc_ratio", "data.augment", "optim.lr_scaling", "optim.wd_schedule", "optim.no_wd", "optim.params",
-    "optim.no_layer_adaptation", "schedule.granularity", "decoder.pos_embed", "decoder.input", "init.linear",
-    "init.patch_embed", "init.pos_embed", "init.cls_token", "init.mask_token", "head.pool", "head.features",
-    "head.bn",
-    "bn.global_stats", "hidden_norm", "aug.gaussian_blur.kernel",
-}  # fmt: skip
-
-
-def _ops(recipe, name):
-    return [op for op in recipe["views"]["image"]["ops"] if op["name"] == name]
-
-
-def _op(name, field, default=None):
-    return lambda r: _ops(r, name)[0].get(field, default)
-
-
-def _network(role, field):
-    def read(recipe):
-        spec = dict(recipe["networks"][role])
-        built = MODELS[spec.pop("name")](**spec)
-        if field == "patch":
-            return built.patch_size
-        return dict(zip(("dim", "depth", "mlp_dim", "heads"), built.sizes, strict=True))[field]
-
-    return read
-
-
-def _given(*path):
-    return lambda recipe: functools.reduce(lambda place, name: place[name], path, recipe)
-
-
-def _absent(name):
-    return lambda recipe: None if not _ops(recipe, name) else _ops(recipe, name)
-
-
-@functools.cache
-def _abstract(location):
-    """Shapes of a recipe's networks for two images of 32 pixels."""
-    networks = _recipe(location)["networks"]
-    encoder, decoder = (
-        MODELS[spec.pop("name")](**spec) for spec in (dict(networks[r]) for r in ("encoder", "decoder"))
-    )
-    keep, image = jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 32, 32, 3), jnp.float32)
-    seen, encoder_shapes = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), image, keep=keep))
-    tokens = jnp.zeros(seen.tokens.shape, jnp.float32)
-    pixels, _ = jax.eval_shape(lambda: decoder.init_with_output(jax.random.key(0), tokens, keep, (2, 2), 768))
-    return named_leaves({"encoder": encoder_shapes["params"]}), seen.tokens.shape, pixels.shape
-
-
-def _leaves(recipe):
-    del recipe
-    return _abstract(MAE)[0]
-
-
-def _decodes_the_class_token(recipe):
-    """The decoder takes the class token beside the one kept patch, and gives the pixels of the four patches alone."""
-    del recipe
-    _, tokens, pixels = _abstract(MAE)
-    return tokens[1] == 2 and pixels[1] == 4
-
-
-READERS = {
-    **{f"arch.{field}": _network("encoder", field) for field in ("dim", "depth", "heads", "mlp_dim", "patch")},
-    "arch.qkv_bias": lambda r: "encoder/transformer/block_0/attention/qkv/bias" in _leaves(r),
-    "arch.backbone": lambda r: "ResNet-{variant}".format(**r["networks"]["encoder"]),
-    "arch.cls_token": lambda r: r["networks"]["encoder"].get("class_token", True),
-    "arch.class_token_in_decoder": _decodes_the_class_token,
-    "epochs": _given("total_epochs"),
-    "batch_size": _given("data", "batch_size"),
-    "data.dataset": lambda r: {"imagenet2012": "ImageNet-1k"}[r["data"]["dataset"]],
-    "data.image_size": _op("random_resized_crop", "size"),
-    "data.crops": lambda r: r["views"]["image"].get("num_views") or 1,
-    "data.random_resized_crop_scale": _op("random_resized_crop", "scale"),
-    "data.interpolation": _op("random_resized_crop", "interpolation"),
-    "data.hflip_p": _op("flip", "probability"),
-    "data.color_jitter": _absent("color_jitter"),
-    "data.normalize.mean": _op("normalize", "mean"),
-    "data.normalize.std": _op("normalize", "std"),
-    "data.rand_augment": lambda r: "rand-m{magnitude}-mstd{magnitude_std}-inc1".format(**_ops(r, "rand_augment")[0]),
-    "data.random_erasing.p": _op("random_erasing", "probability"),
-    "data.random_erasing.mode": _op("random_erasing", "mode"),
-    "data.random_erasing.count": lambda r: len(_ops(r, "random_erasing")),
-    "data.label_smoothing": _given("mix", "label_smoothing"),
-    "data.mixup": _given("mix", "mixup"),
-    "data.cutmix": _given("mix", "cutmix"),
-    "data.mixup_prob": _given("mix", "probability"),
-    "data.mixup_switch_prob": _given("mix", "switch_probability"),
-    "data.eval": lambda r: "resize {resize_shorter} {interpolation}, centre crop {size}".format(
-        **r["eval_views"]["image"]["ops"][0]
-    ),
-    "mask.ratio": _given("objective", "mask_ratio"),
-    "targets.norm_pix": _given("objective", "normalize_target"),
-    "targets.eps": lambda r: inspect.signature(standardize_patches).parameters["epsilon"].default,
-    "optim.name": _given("optimizer", "name"),
-    "optim.betas": lambda r: [r["optimizer"]["b1"], r["optimizer"]["b2"]],
-    "optim.eps": _given("optimizer", "eps"),
-    "optim.momentum": _given("optimizer", "momentum"),
-    "optim.nesterov": _given("optimizer", "nesterov"),
-    "optim.classic_momentum": _given("optimizer", "classic_momentum"),
-    "optim.trust_coefficient": _given("optimizer", "trust_coefficient"),
-    "optim.base_lr": lambda r: r["schedule"]["base"] * 256 / r["data"]["batch_size"],
-    "optim.lr_abs": _given("schedule", "base"),
-    "optim.weight_decay": _given("optimizer", "weight_decay"),
-    "optim.layer_decay": _given("optimizer", "layer_decay"),
-    "optim.clip_grad": lambda r: r["optimizer"].get("clip_norm"),
-    "schedule.warmup_epochs": _given("schedule", "warmup_epochs"),
-    "schedule.decay": lambda r: r["schedule"]["name"],
-    "schedule.min_lr": _given("schedule", "end"),
-    "schedule.warmup_start": _given("schedule", "start"),
-    "drop_path": lambda r: r["networks"]["encoder"].get("drop_path", 0.0),
-    "decoder.dim": _given("networks", "decoder", "width"),
-    "decoder.depth": _given("networks", "decoder", "depth"),
-    "decoder.heads": _given("networks", "decoder", "heads"),
-    "decoder.mlp_ratio": _given("networks", "decoder", "mlp_ratio"),
-    "init.layernorm_eps": _given("networks", "encoder", "norm_epsilon"),
-    "head.init": lambda r: f"trunc_normal std {r['networks']['head']['init_std']:g}".replace("e-0", "e-"),
-    "temperature": _given("objective", "temperature"),
-    "aug.crop.area": _op("random_resized_crop", "scale"),
-    "aug.crop.ratio": _op("random_resized_crop", "ratio", (3 / 4, 4 / 3)),
-    "aug.crop.size": _op("random_resized_crop", "size"),
-    "aug.crop.resize": _op("random_resized_crop", "interpolation"),
-    "aug.hflip_p": _op("flip", "probability"),
-    "aug.color_jitter.strength": lambda r: _ops(r, "color_jitter")[0]["brightness"] / 0.8,
-    "aug.color_jitter.p": _op("color_jitter", "probability"),
-    **{
-        f"aug.color_jitter.{field}": _op("color_jitter", field)
-        for field in ("brightness", "contrast", "saturation", "hue", "random_order")
-    },
-    "aug.grayscale_p": _op("grayscale", "probability"),
-    "aug.gaussian_blur.p": _op("gaussian_blur", "probability"),
-    "aug.gaussian_blur.sigma": _op("gaussian_blur", "sigma"),
-    "bn.decay": _given("networks", "projector", "batch_norm_momentum"),
-    "bn.eps": _given("networks", "projector", "batch_norm_epsilon"),
-    "head.layers": _given("networks", "projector", "num_layers"),
-    "head.out_dim": _given("networks", "projector", "out_dim"),
-    "head.hidden": _given("networks", "projector", "hidden_dim"),
-}
+QUICKSTART = [f"configs/quickstart.py{variant}" for variant in ("", ":simclr", ":photos")]
+VARIANTS = sorted({location for location, _ in STAGES.values()} - set(RECIPES))
+TRACED = [*RECIPES, *QUICKSTART, *ADAPT, *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)]
+SHRUNK = [f"{MAE}:finetune", f"{MAE}:linear_probe", *QUICKSTART, *ADAPT]
 
 
 def _recipe(location, *overrides):
@@ -213,23 +82,23 @@ def _says_the_same(ours, fact):
 @pytest.mark.parametrize("stage", STAGES, ids="/".join)
 def test_every_structured_field_equals_the_source(stage):
     facts = functools.reduce(lambda place, name: place[name], stage, FACTS)
-    unverified = {line.split()[0] for line in facts.get("unverified", ())}
-    recipe, compared = _recipe(STAGES[stage]), 0
+    location, method = STAGES[stage]
+    unverified = facts.get("unverified", ())
+    readers, prose = READERS | getattr(method, "READERS", {}), PROSE | getattr(method, "PROSE", set())
+    recipe, compared = _recipe(location), 0
     for path, fact in flatten_dict(facts).items():
-        if path.split(".")[0] in PROSE or path in PROSE or path in unverified:
+        if path.split(".")[0] in prose or path in prose or any(path in line for line in unverified):
             continue
-        assert path in READERS, f"{path} = {fact!r} is compared with nothing"
-        ours = READERS[path](recipe)
+        assert path in readers, f"{path} = {fact!r} is compared with nothing"
+        ours = readers[path](recipe)
         same = ours is None if fact is None else _says_the_same(ours, fact)
         assert same, f"{path}: the source has {fact!r}, the recipe {ours!r}"
         compared += 1
-    assert compared >= 15
+    assert compared >= getattr(method, "COMPARED", 15)
 
 
 def test_parameters_without_decay_are_those_of_the_sources():
     """MAE pretrains with decayed class and mask tokens (3-D there), and fine-tunes with an undecayed class token."""
-    from vfm_jax.optim.groups import leaf_settings
-
     for location, undecayed in ((MAE, False), (f"{MAE}:finetune", True)):
         recipe = _recipe(location)
         shapes = {"encoder": {"class_token": jax.ShapeDtypeStruct((768,), "float32")}}
@@ -261,7 +130,7 @@ def fake_imagenet(monkeypatch):
     monkeypatch.setitem(SOURCES, "folder", folder)
 
 
-@pytest.mark.parametrize("location", BUILDABLE)
+@pytest.mark.parametrize("location", TRACED)
 def test_the_full_size_step_has_shapes_that_fit(fake_imagenet, location):
     """Nothing is allocated or compiled: the whole step is traced at the recipe's own batch and image size."""
     for stage in read_stages(_recipe(location)):
@@ -280,9 +149,6 @@ def test_the_full_size_step_has_shapes_that_fit(fake_imagenet, location):
         assert measured["loss"].shape == ()
 
 
-SMALL = {"vit": {"depth": 1, "width": 16, "heads": 2, "mlp_dim": 32}, "resnet": {"variant": "18", "width": 8}}
-
-
 def _shrunk(location, **changes):
     recipe = _recipe(
         location,
@@ -292,7 +158,7 @@ def _shrunk(location, **changes):
         ("data.batch_size", "16"),
     )
     if not ADAPT.get(location):  # public weights have the size they have, and these are small
-        recipe["networks"]["encoder"] |= SMALL[recipe["networks"]["encoder"]["name"]]
+        recipe["networks"]["encoder"] |= {"depth": 1, "width": 16, "heads": 2, "mlp_dim": 32}
     if "decoder" in recipe["networks"] and not location.endswith(":decoder"):
         recipe["networks"]["decoder"] |= {"width": 16, "depth": 1, "heads": 2}
     if "canvas_size" in recipe["data"]:
@@ -304,7 +170,7 @@ def _shrunk(location, **changes):
     return recipe | {"total_steps": 2, "log_every_steps": 1} | changes
 
 
-@pytest.mark.parametrize("location", BUILDABLE)
+@pytest.mark.parametrize("location", SHRUNK)
 def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, location):
     changes = {}
     if _recipe(location)["start_from"]:
@@ -314,4 +180,29 @@ def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, locati
     assert summary["finished"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
+
+
+def _methods_first(recipes):
+    """Every recipe as a parameter; those whose method an earlier one has are slow."""
+    seen, chosen = set(), []
+    for location in recipes:
+        method = load_recipe(str(ROOT / location))["objective"]["name"]
+        chosen.append(pytest.param(location, marks=[pytest.mark.slow] if method in seen else []))
+        seen.add(method)
+    return chosen
+
+
+@pytest.mark.parametrize("location", _methods_first(RECIPES))
+def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location):
+    recipe = _recipe(f"{location}:tiny")
+    full = _recipe(location)
+    assert recipe["objective"]["name"] == full["objective"]["name"]
+    assert recipe["optimizer"]["name"] == full["optimizer"]["name"]
+    assert set(recipe["views"]) == set(full["views"])
+    short = {"total_steps": 2, "log_every_steps": 1, "evals": {}, "baselines": ()}
+    stages = tuple({**stage, "total_steps": 1} for stage in recipe["stages"])
+    train(recipe | short | {"stages": stages}, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) >= 2
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)

@@ -11,11 +11,13 @@ The argument ":vit_s16" runs the same recipe on a ViT-S/16, which the paper does
 
 import ml_collections
 
-from configs.common import IMAGENET_MEAN, IMAGENET_STD
+from configs.common import IMAGENET_MEAN, IMAGENET_STD, tiny
 
 
 def get_config(encoder: str = "resnet50") -> ml_collections.ConfigDict:
-    """The recipe; encoder is "resnet50" or "vit_s16"."""
+    """The recipe; encoder is "resnet50", "vit_s16" or "tiny"."""
+    if encoder == "tiny":
+        return tiny(get_config())
     c = ml_collections.ConfigDict()
     c.title = "SimCLR on ImageNet-1k"
     c.seed = 0

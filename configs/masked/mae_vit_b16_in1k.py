@@ -15,14 +15,16 @@ torchvision's does, where theirs draws once.
 
 import ml_collections
 
-from configs.common import IMAGENET_MEAN, IMAGENET_STD
+from configs.common import IMAGENET_MEAN, IMAGENET_STD, tiny
 
 NORMALIZE = dict(name="normalize", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 EVAL_OPS = (dict(name="center_crop", size=224, resize_shorter=256, interpolation="bicubic"), NORMALIZE)
 
 
 def get_config(stage: str = "1600") -> ml_collections.ConfigDict:
-    """The recipe; stage is "1600" or "800" (epochs of pretraining), "finetune" or "linear_probe"."""
+    """The recipe; stage is "1600" or "800" (epochs of pretraining), "finetune", "linear_probe" or "tiny"."""
+    if stage == "tiny":
+        return tiny(get_config())
     if stage in ("800", "1600"):
         return _pretrain(int(stage))
     return {"finetune": _finetune, "linear_probe": _linear_probe}[stage]()
