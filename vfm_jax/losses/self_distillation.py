@@ -13,8 +13,8 @@ def centered_softmax(
 ) -> Float[Array, "*b m"]:
     """softmax((x - c) / τ): the teacher's assignments, kept from collapse by a centre and a low temperature.
 
-    Reference: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294), Eq. 1
-    and Sec. 3.1.
+    Reference: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294),
+    Eq. 1 and Sec. 3.1.
     """
     logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
     center = center.reshape((1,) * (logits.ndim - 1) + center.shape)
@@ -106,7 +106,7 @@ def swapped_prediction(
 
 
 def mask_weights(masked: Bool[Array, "b n"]) -> Float[Array, "b n"]:
-    """1 / number of masked patches of the image where a patch is masked, else 0: an image's weights sum to 1, or 0."""
+    """1 / number of masked patches of the image where a patch is masked, else 0: they sum to 1 per image, or 0."""
     weight = masked.astype(jnp.float32)
     return weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
 
