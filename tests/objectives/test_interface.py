@@ -5,12 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vfm_jax.core.types import Features
+from vfm_jax.nn.normalization import BatchNorm
 from vfm_jax.objectives.interface import (
     Variables,
     apply_network,
     carry_nothing,
+    encode_views,
     encoder_predictions,
     init_network,
+    project_views,
 )
 
 
@@ -52,3 +56,44 @@ def test_predictions_use_the_carried_statistics_and_leave_them():
 def test_a_method_that_carries_nothing_gives_back_what_it_got():
     extra = {"encoder": {"count": np.ones(2)}}
     assert carry_nothing({}, extra, jnp.int32(3)) is extra
+
+
+class Standardized(nn.Module):
+    """The pixels as features, standardised over the batch, with some noise by the keys."""
+
+    @nn.compact
+    def __call__(self, x, *, keys=None, train):
+        y = BatchNorm(use_scale=False, use_bias=False)(x.reshape(x.shape[0], -1), train=train)
+        drawn = (
+            y if keys is None else y + jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)[:, None]
+        )
+        return Features(tokens=drawn[:, None], pooled=drawn)
+
+
+def test_views_go_through_as_one_batch_or_one_after_another():
+    images = jax.random.normal(jax.random.key(1), (4, 2, 2, 3, 1), jnp.float32) * jnp.array([1.0, 9.0]).reshape(
+        1, 2, 1, 1, 1
+    )
+    keys = jax.random.split(jax.random.key(2), 8)
+    _, params, statistics = init_network(Standardized(), jax.random.key(0), images[:, 0], train=True)
+    joint, _ = encode_views(Standardized(), params, statistics, images, keys)
+    apart, moved = encode_views(Standardized(), params, statistics, images, keys, together=False)
+
+    first, between = apply_network(Standardized(), params, statistics, images[:, 0], keys=keys[::2], train=True)
+    second, after = apply_network(Standardized(), params, between, images[:, 1], keys=keys[1::2], train=True)
+    np.testing.assert_allclose(apart.pooled[::2], first.pooled, rtol=1e-5)
+    np.testing.assert_allclose(apart.pooled[1::2], second.pooled, rtol=1e-5)
+    assert apart.tokens.shape == joint.tokens.shape
+    assert np.abs(joint.pooled - apart.pooled).max() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, moved, after)
+
+
+def test_a_head_sees_views_as_one_batch_or_one_after_another():
+    x = jax.random.normal(jax.random.key(1), (5, 2, 3), jnp.float32) * jnp.array([1.0, 9.0])[None, :, None]
+    head = BatchNorm(use_scale=False, use_bias=False)
+    _, params, statistics = init_network(head, jax.random.key(0), x[:, 0], train=True)
+    joint, _ = project_views(head, params, statistics, x)
+    apart, _ = project_views(head, params, statistics, x, together=False)
+    np.testing.assert_allclose(jnp.std(joint.reshape(10, 3), axis=0), 1, rtol=1e-3)
+    np.testing.assert_allclose(jnp.std(apart, axis=0), 1, rtol=1e-3)
+    assert np.abs(jnp.std(joint, axis=0) - 1).min() > 0.1

@@ -114,14 +114,62 @@ def view_keys(batch: Batch, key: jax.Array, num_views: int) -> jax.Array:
 
 
 def encode_views(
-    encoder: Any, params: Params, statistics: dict[str, Any], views: Any, keys: jax.Array | None, **how: Any
+    encoder: Any,
+    params: Any,
+    statistics: dict[str, Any],
+    views: Any,
+    keys: jax.Array | None,
+    *,
+    together: bool = True,
+    **how: Any,
 ) -> tuple[Features, dict[str, Any]]:
-    """Features of views (b v h w c) in training, in one pass, and the batch statistics after it.
+    """Features of views (b v h w c) in training, and the batch statistics after it.
 
-    Leaves of the result are (b · v) ..., views of an example side by side; batch norm sees them as one batch.
+    Leaves of the result are (b · v) ..., views of an example side by side.
+
+    Args:
+        encoder: the network.
+        params: of it.
+        statistics: its other collections.
+        views: of each example.
+        keys: one per view (b · v), as `view_keys` makes them.
+        together: batch norm sees all views as one batch. Otherwise one view after another goes through, each
+            standardised by itself.
+        how: keywords of the encoder.
     """
-    images = rearrange(views, "b v h w c -> (b v) h w c")
-    return apply_network(encoder, params, statistics, images, keys=keys, train=True, **how)
+    num_views = views.shape[1]
+    if together or num_views == 1:
+        images = rearrange(views, "b v h w c -> (b v) h w c")
+        return apply_network(encoder, params, statistics, images, keys=keys, train=True, **how)
+    seen = []
+    for view in range(num_views):
+        own = None if keys is None else keys[view::num_views]
+        one, statistics = apply_network(encoder, params, statistics, views[:, view], keys=own, train=True, **how)
+        seen.append(one)
+    return jax.tree.map(lambda *leaves: rearrange(list(leaves), "v b ... -> (b v) ..."), *seen), statistics
+
+
+def project_views(
+    head: Any, params: Any, statistics: dict[str, Any], views: jax.Array, *, together: bool = True
+) -> tuple[jax.Array, dict[str, Any]]:
+    """What a head makes of the views (b v d) in training, (b v m), and its batch statistics after it.
+
+    Args:
+        head: the network; may hold batch norm.
+        params: of it.
+        statistics: its other collections.
+        views: of each example.
+        together: as for `encode_views`.
+    """
+    if together:
+        flat = rearrange(views, "b v d -> (v b) d")
+        made, statistics = apply_network(head, params, statistics, flat, train=True)
+        return rearrange(made, "(v b) m -> b v m", v=views.shape[1]), statistics
+    made = []
+    for view in range(views.shape[1]):
+        one, statistics = apply_network(head, params, statistics, views[:, view], train=True)
+        made.append(one)
+    return jnp.stack(made, axis=1), statistics
 
 
 def views_of(batch: Batch, field: str, num_views: int | None, method: str) -> Any:
