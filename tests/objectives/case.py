@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 8, 12  # of a view; patches of 4 make a grid of 2 x 3
 def tiny_vit(**fields: Any) -> Any:
     """Mean pooling: the class tokens of a fresh ViT are nearly equal, and batch norm would blow up their rounding."""
     return MODELS["vit"](
-        **({"variant": "mu/4", "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "pooling": "mean"} | fields)
+        **({"variant": "mu/4", "width": 16, "depth": 1, "heads": 2, "mlp_dim": 24, "pooling": "mean"} | fields)
     )
 
 
