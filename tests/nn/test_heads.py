@@ -47,6 +47,31 @@ def test_the_projector_is_dense_norm_relu_dense_norm(key, features):
     np.testing.assert_allclose(y, _standardized(hidden @ kernels[1], 1e-3), atol=1e-3)
 
 
+def test_layers_without_a_norm_may_have_an_offset(key, features):
+    """SimSiam's predictor has one behind its last layer alone; MoCo v2's head has no norm and two."""
+    names = {}
+    for hidden_norm in (True, False):
+        head = ProjectionHead(
+            hidden_dim=7, out_dim=4, hidden_norm=hidden_norm, last_norm="none", use_bias=True, dtype=jnp.bfloat16
+        )
+        variables = jax.eval_shape(lambda head=head: head.init(key, features, train=True))
+        names[hidden_norm] = set(named_leaves(variables["params"]))
+    kernels = {"kernel_0", "kernel_1"}
+    assert names[True] == kernels | {"norm_0/norm/scale", "norm_0/norm/bias", "offset_1/bias"}
+    assert names[False] == kernels | {"offset_0/bias", "offset_1/bias"}
+
+
+def test_a_head_without_norms_is_dense_offset_relu_dense_offset(key, features):
+    head = ProjectionHead(hidden_dim=7, out_dim=4, hidden_norm=False, last_norm="none", use_bias=True)
+    params = head.init(key, features, train=True)["params"]
+    params |= {"offset_0": {"bias": jnp.arange(7.0)}, "offset_1": {"bias": jnp.arange(4.0)}}
+    x = np.asarray(features, np.float64)
+    hidden = np.maximum(x @ np.asarray(params["kernel_0"], np.float64) + np.arange(7.0), 0)
+    expected = hidden @ np.asarray(params["kernel_1"], np.float64) + np.arange(4.0)
+    y = head.apply({"params": params}, features, train=True)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_the_projector_gives_float32_under_bfloat16(key, features):
     head = ProjectionHead(out_dim=4, dtype=jnp.bfloat16)
     assert jax.eval_shape(lambda: head.init_with_output(key, features, train=True)[0]).dtype == jnp.float32

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vfm_jax.core.types import Features
+from vfm_jax.models import MODELS
 from vfm_jax.nn.normalization import BatchNorm
 from vfm_jax.objectives.interface import (
     Variables,
@@ -97,3 +98,14 @@ def test_a_head_sees_views_as_one_batch_or_one_after_another():
     np.testing.assert_allclose(jnp.std(joint.reshape(10, 3), axis=0), 1, rtol=1e-3)
     np.testing.assert_allclose(jnp.std(apart, axis=0), 1, rtol=1e-3)
     assert np.abs(jnp.std(joint, axis=0) - 1).min() > 0.1
+
+
+def test_views_of_an_encoder_without_batch_norm_go_through_in_one_pass_with_their_own_keys():
+    encoder = MODELS["vit"](variant="mu/4", width=16, depth=2, heads=2, mlp_dim=24, drop_path=0.5)
+    views = jax.random.normal(jax.random.key(1), (4, 2, 8, 8, 3), jnp.float32)
+    _, params, statistics = init_network(encoder, jax.random.key(0), views[:, 0])
+    keys = jax.random.split(jax.random.key(2), 8)
+    joint, _ = encode_views(encoder, params, statistics, views, keys)
+    apart, none = encode_views(encoder, params, statistics, views, keys, together=False)
+    assert none == {}
+    np.testing.assert_array_equal(apart.pooled, joint.pooled)

@@ -14,11 +14,13 @@ LAST_NORMS = ("scale", "plain", "none")
 
 
 class ProjectionHead(nn.Module):
-    """Dense layers without offset, with batch norm and ReLU between: SimCLR's projector, MoCo v3's two heads.
+    """Dense layers with batch norm and ReLU between: the projectors and predictors of siamese methods.
 
-    Reference: Chen et al., 2020 (arXiv:2002.05709), Sec. 2.1 and 4.2, and `ProjectionHead` of their code. MoCo v3
-    (Chen et al., 2021, arXiv:2104.02057, Sec. 4.3): hidden_dim=4096, out_dim=256, last_norm="plain", num_layers=3 for
-    the projector and 2 for the predictor.
+    SimCLR's (Chen et al., 2020, arXiv:2002.05709, Sec. 2.1 and 4.2, and `ProjectionHead` of their code) is the
+    default. MoCo v3 (Chen et al., 2021, arXiv:2104.02057, Sec. 4.3): hidden_dim=4096, out_dim=256, last_norm="plain",
+    num_layers=3 for the projector and 2 for the predictor. SimSiam (Chen and He, 2020, arXiv:2011.10566, Sec. 3):
+    last_norm="plain" for the projector; hidden_dim=512, last_norm="none", use_bias=True for the predictor. MoCo v2
+    (Chen et al., 2020, arXiv:2003.04297): hidden_norm=False, last_norm="none", use_bias=True.
 
     Attributes:
         hidden_dim: width of the hidden layers; None for the input's.
@@ -27,6 +29,8 @@ class ProjectionHead(nn.Module):
         last_norm: batch norm of the result: with a factor and no offset ("scale", SimCLR), with neither ("plain",
             MoCo v3), or "none".
         unbiased: the running variance is a sample's, as PyTorch keeps it.
+        hidden_norm: batch norm of the hidden layers.
+        use_bias: layers that no batch norm follows have an offset. (One that batch norm follows takes it away again.)
     """
 
     hidden_dim: int | None = None
@@ -36,6 +40,8 @@ class ProjectionHead(nn.Module):
     batch_norm_epsilon: float = 1e-5
     last_norm: str = "scale"
     unbiased: bool = False
+    hidden_norm: bool = True
+    use_bias: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -47,19 +53,30 @@ class ProjectionHead(nn.Module):
             width = self.out_dim if last else (self.hidden_dim or x.shape[-1])
             kernel = self.param(f"kernel_{layer}", xavier_uniform, (x.shape[-1], width), jnp.float32)
             x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-            if last and self.last_norm == "none":
-                break
-            norm = BatchNorm(
-                self.batch_norm_momentum,
-                self.batch_norm_epsilon,
-                use_scale=not last or self.last_norm == "scale",
-                use_bias=not last,
-                unbiased=self.unbiased,
-                name=f"norm_{layer}",
-            )
-            x = norm(x, train=train)
+            normed = self.last_norm != "none" if last else self.hidden_norm
+            if normed:
+                norm = BatchNorm(
+                    self.batch_norm_momentum,
+                    self.batch_norm_epsilon,
+                    use_scale=not last or self.last_norm == "scale",
+                    use_bias=not last,
+                    unbiased=self.unbiased,
+                    name=f"norm_{layer}",
+                )
+                x = norm(x, train=train)
+            elif self.use_bias:
+                x = Offset(name=f"offset_{layer}")(x)
             x = x if last else jax.nn.relu(x)
         return x.astype(jnp.float32)
+
+
+class Offset(nn.Module):
+    """x + bias, in the dtype of x."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return x + bias.astype(x.dtype)[None]
 
 
 class DinoHead(nn.Module):

@@ -134,11 +134,11 @@ def encode_views(
         views: of each example.
         keys: one per view (b · v), as `view_keys` makes them.
         together: batch norm sees all views as one batch. Otherwise one view after another goes through, each
-            standardised by itself.
+            standardised by itself; without batch norm that would be the same, and is one pass.
         how: keywords of the encoder.
     """
     num_views = views.shape[1]
-    if together or num_views == 1:
+    if together or num_views == 1 or not statistics:
         images = rearrange(views, "b v h w c -> (b v) h w c")
         return apply_network(encoder, params, statistics, images, keys=keys, train=True, **how)
     seen = []
