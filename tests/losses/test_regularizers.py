@@ -1,15 +1,16 @@
 """Regularisers against the authors' code, and their properties."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vfm_jax.losses.regularizers import gram_anchor, koleo
+from vfm_jax.losses.regularizers import gram_anchor, koleo, random_directions, sigreg
 
-SAME = dict(rtol=1e-5, atol=1e-6)
+SAME: dict[str, Any] = dict(rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["koleo", "koleo_distributed", "koleo_distributed_b"])
@@ -65,3 +66,25 @@ def test_gram_anchoring_sees_similarities_alone(key):
     rotation, _ = jnp.linalg.qr(other[0, :4])
     np.testing.assert_allclose(gram_anchor(student, student @ rotation), 0.0, atol=1e-9)
     assert gram_anchor(student, other).min() > 1e-3
+
+
+def test_sigreg_is_the_authors_with_gradient(golden_directory):
+    golden = np.load(golden_directory / "losses" / "lejepa_sigreg.npz")
+    directions = golden["directions"] / np.linalg.norm(golden["directions"], axis=0, keepdims=True)
+    x = jnp.asarray(golden["x"])
+    value, grad = jax.value_and_grad(lambda x: jnp.mean(sigreg(x, jnp.asarray(directions))))(x)
+    np.testing.assert_allclose(sigreg(x, jnp.asarray(directions)), golden["per_slice"], **SAME)
+    np.testing.assert_allclose(value, golden["loss"], **SAME)
+    np.testing.assert_allclose(grad, golden["grad_x"], **SAME)
+    axes = jnp.eye(3, dtype=jnp.float32)  # each column as it is
+    np.testing.assert_allclose(sigreg(jnp.asarray(golden["x_univariate"]), axes), golden["univariate"], **SAME)
+
+
+def test_sigreg_is_small_for_normal_embeddings_alone(key):
+    keys = jax.random.split(key, 2)
+    directions = random_directions(keys[0], 8, 64)
+    np.testing.assert_allclose(jnp.linalg.norm(directions, axis=0), 1, rtol=1e-6)
+    normal = jax.random.normal(keys[1], (512, 8), jnp.float32)
+    good = jnp.mean(sigreg(normal, directions))
+    for other in (normal * 2, normal * 0.5, normal + 1, jnp.zeros_like(normal), normal.at[:, 1].set(normal[:, 0])):
+        assert jnp.mean(sigreg(other, directions)) > 5 * good

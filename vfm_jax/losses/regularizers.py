@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 Negatives = Literal["kept", "cut", "cut_from_teacher"]
 
@@ -87,3 +87,47 @@ def _similarities(tokens: Float[Array, "b n d"], normalize: bool, cut: bool) -> 
         tokens = tokens / jnp.maximum(length, 1e-12)
     similarity = jnp.einsum("bid,bjd->bij", tokens, tokens)
     return jnp.where(similarity < 0, 0.0, similarity) if cut else similarity
+
+
+def random_directions(key: Key[Array, ""], width: int, num_slices: int) -> Float[Array, "d s"]:
+    """Unit vectors, one per column, uniform over the sphere."""
+    drawn = jax.random.normal(key, (width, num_slices), jnp.float32)
+    return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
+
+
+def sigreg(
+    x: Float[Array, "b d"], directions: Float[Array, "d s"], num_knots: int = 17, t_max: float = 3.0
+) -> Float[Array, " s"]:
+    """How far the batch is from a standard normal distribution, seen along each direction.
+
+    The Epps-Pulley statistic of the slice z = x · a, between its empirical characteristic function and that of
+    N(0, 1), which is the weight as well:
+
+        b ∫ |mean_b exp(i t z_b) - φ(t)|² φ(t) dt,   φ(t) = exp(-t² / 2),   t from -t_max to t_max
+
+    by the trapezoid rule. The integrand is even, so the knots stand in [0, t_max] and count twice. As in the paper
+    and the code it is multiplied by the size of the batch, and so does not vanish for a finite normal sample.
+
+    Args:
+        x: embeddings, not normalised: their scale is what is tested.
+        directions: unit vectors a.
+        num_knots: values of t in [0, t_max], both ends included.
+        t_max: end of the integral.
+
+    Reference: Balestriero and LeCun, LeJEPA, 2025 (arXiv:2511.08544), SIGReg; Epps and Pulley, A test for normality
+    based on the empirical characteristic function, 1983.
+    """
+    z = x @ directions
+    t = jnp.linspace(0.0, t_max, num_knots, dtype=jnp.float32)
+    phi = jnp.exp(-0.5 * jnp.square(t))
+
+    # One knot at a time, computed again in the backward pass: all at once would hold b · s · knots cosines and sines.
+    @jax.checkpoint
+    def gap(knot: tuple[Float[Array, ""], Float[Array, ""]]) -> Float[Array, " s"]:
+        t, phi = knot
+        real, imaginary = jnp.mean(jnp.cos(t * z), axis=0), jnp.mean(jnp.sin(t * z), axis=0)
+        return jnp.square(real - phi) + jnp.square(imaginary)
+
+    ends = jnp.zeros(num_knots, jnp.float32).at[jnp.array([0, -1])].set(1.0)
+    weights = (2.0 - ends) * phi * (t_max / (num_knots - 1))
+    return x.shape[0] * (weights @ jax.lax.map(gap, (t, phi)))
