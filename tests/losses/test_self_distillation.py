@@ -17,7 +17,9 @@ from vfm_jax.losses.self_distillation import (
     update_center,
 )
 
-CLOSE = dict(rtol=1e-5, atol=1e-6)
+
+def _assert_close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def _golden(directory, name):
@@ -43,10 +45,10 @@ def test_dino_is_the_authors_with_gradient_and_center(golden_directory, name):
     targets = centered_softmax(teacher, center, float(golden["teacher_temp_schedule"][config["epoch"]]))
     student = _example_first(golden["student"], b)
     loss, grad = jax.value_and_grad(dino_loss)(student, targets, config["student_temp"])
-    np.testing.assert_allclose(loss, golden["loss"], **CLOSE)
-    np.testing.assert_allclose(_crop_first(grad), golden["grad_student"], **CLOSE)
+    _assert_close(loss, golden["loss"])
+    _assert_close(_crop_first(grad), golden["grad_student"])
     moved = update_center(center, jnp.mean(teacher, axis=(0, 1)), config["center_momentum"])
-    np.testing.assert_allclose(moved, golden["new_center"][0], **CLOSE)
+    _assert_close(moved, golden["new_center"][0])
 
 
 def test_dinov2_sums_over_all_pairs(golden_directory):
@@ -58,17 +60,17 @@ def test_dinov2_sums_over_all_pairs(golden_directory):
         "sinkhorn": sinkhorn(logits, config["teacher_temp_sinkhorn"], config["n_iterations"]),
     }
     for how, probabilities in assignments.items():
-        np.testing.assert_allclose(probabilities, golden[f"probs_{how}"], **CLOSE)
+        _assert_close(probabilities, golden[f"probs_{how}"])
         targets = _example_first(probabilities, student.shape[0])
         loss, grad = jax.value_and_grad(dino_loss)(
             student, targets, config["student_temp"], same_view=True, reduction="sum"
         )
-        np.testing.assert_allclose(loss, golden[f"loss_{how}"], **CLOSE)
-        np.testing.assert_allclose(grad.swapaxes(0, 1), golden[f"grad_student_{how}"], **CLOSE)
+        _assert_close(loss, golden[f"loss_{how}"])
+        _assert_close(grad.swapaxes(0, 1), golden[f"grad_student_{how}"])
     for iterations in (1, 10):
         probabilities = sinkhorn(logits, config["teacher_temp_sinkhorn"], iterations)
-        np.testing.assert_allclose(probabilities, golden[f"sinkhorn_iter{iterations}"], **CLOSE)
-    np.testing.assert_allclose(update_center(center, jnp.mean(logits, axis=0), 0.9), golden["new_center"][0], **CLOSE)
+        _assert_close(probabilities, golden[f"sinkhorn_iter{iterations}"])
+    _assert_close(update_center(center, jnp.mean(logits, axis=0), 0.9), golden["new_center"][0])
 
 
 @pytest.mark.parametrize(("same_view", "name"), [(True, "all"), (False, "ignore_diag")])
@@ -76,12 +78,12 @@ def test_dinov3_averages_with_and_without_the_diagonal(golden_directory, same_vi
     golden, _ = _golden(golden_directory, "dino_v3")
     logits = jnp.asarray(golden["teacher_logits"])  # t b m
     probabilities = sinkhorn(logits.reshape(-1, logits.shape[-1]), 0.07)
-    np.testing.assert_allclose(probabilities.reshape(logits.shape), golden["teacher_probs"], **CLOSE)
+    _assert_close(probabilities.reshape(logits.shape), golden["teacher_probs"])
     student = jnp.asarray(golden["student"]).swapaxes(0, 1)
     targets = jnp.asarray(golden["teacher_probs"]).swapaxes(0, 1)
     loss, grad = jax.value_and_grad(dino_loss)(student, targets, 0.1, same_view=same_view)
-    np.testing.assert_allclose(loss, golden[f"loss_{name}"], **CLOSE)
-    np.testing.assert_allclose(grad.swapaxes(0, 1), golden[f"grad_student_{name}"], **CLOSE)
+    _assert_close(loss, golden[f"loss_{name}"])
+    _assert_close(grad.swapaxes(0, 1), golden[f"grad_student_{name}"])
 
 
 def test_ibot_is_the_authors_with_gradients_and_centers(golden_directory):
@@ -104,18 +106,14 @@ def test_ibot_is_the_authors_with_gradients_and_centers(golden_directory):
     (loss, (class_loss, patch_loss)), grads = jax.value_and_grad(terms, argnums=(0, 1, 2), has_aux=True)(
         student, local, jnp.asarray(golden["student_patch"])
     )
-    np.testing.assert_allclose(class_loss, golden["loss_cls"], **CLOSE)
-    np.testing.assert_allclose(patch_loss, golden["loss_patch"], **CLOSE)
-    np.testing.assert_allclose(loss, golden["loss"], **CLOSE)
-    np.testing.assert_allclose(_crop_first(grads[0]), golden["grad_student_cls"], **CLOSE)
-    np.testing.assert_allclose(_crop_first(grads[1]), golden["grad_student_local_cls"], **CLOSE)
-    np.testing.assert_allclose(grads[2], golden["grad_student_patch"], **CLOSE)
-    np.testing.assert_allclose(
-        update_center(center, jnp.mean(teacher, axis=(0, 1)), 0.9), golden["new_center"][0], **CLOSE
-    )
-    np.testing.assert_allclose(
-        update_center(patch_center, jnp.mean(patch_teacher, axis=(0, 1)), 0.9), golden["new_center2"][0, 0], **CLOSE
-    )
+    _assert_close(class_loss, golden["loss_cls"])
+    _assert_close(patch_loss, golden["loss_patch"])
+    _assert_close(loss, golden["loss"])
+    _assert_close(_crop_first(grads[0]), golden["grad_student_cls"])
+    _assert_close(_crop_first(grads[1]), golden["grad_student_local_cls"])
+    _assert_close(grads[2], golden["grad_student_patch"])
+    _assert_close(update_center(center, jnp.mean(teacher, axis=(0, 1)), 0.9), golden["new_center"][0])
+    _assert_close(update_center(patch_center, jnp.mean(patch_teacher, axis=(0, 1)), 0.9), golden["new_center2"][0, 0])
 
 
 def test_dinov2_patches_are_the_same_dense_and_gathered(golden_directory):
@@ -123,30 +121,30 @@ def test_dinov2_patches_are_the_same_dense_and_gathered(golden_directory):
     masked, center = jnp.asarray(golden["mask"]), jnp.asarray(golden["center"][0, 0])
     num_images = len(masked)
     dense = centered_softmax(jnp.asarray(golden["teacher"]), center, 0.07)
-    np.testing.assert_allclose(dense, golden["teacher_probs"], **CLOSE)
+    _assert_close(dense, golden["teacher_probs"])
     loss, grad = jax.value_and_grad(masked_patch_cross_entropy)(
         jnp.asarray(golden["student"]), dense, mask_weights(masked), 0.1, num_images
     )
-    np.testing.assert_allclose(loss, golden["loss"], **CLOSE)
-    np.testing.assert_allclose(grad, golden["grad_student"], **CLOSE)
+    _assert_close(loss, golden["loss"])
+    _assert_close(grad, golden["grad_student"])
 
     valid = jnp.arange(config["upper_bound"]) < config["n_masked"]
     place = jnp.nonzero(masked.reshape(-1), size=config["upper_bound"], fill_value=0)[0]
     weight = jnp.where(valid, mask_weights(masked).reshape(-1)[place], 0.0)
-    np.testing.assert_allclose(weight[: config["n_masked"]], golden["masks_weight"], **CLOSE)
+    _assert_close(weight[: config["n_masked"]], golden["masks_weight"])
     gathered = jnp.asarray(golden["teacher_masked"])
     centered = centered_softmax(gathered, center, 0.07)
-    np.testing.assert_allclose(centered, golden["teacher_masked_probs"], **CLOSE)
+    _assert_close(centered, golden["teacher_masked_probs"])
     balanced = sinkhorn(gathered, 0.06, valid=valid)
-    np.testing.assert_allclose(balanced[: config["n_masked"]], golden["teacher_masked_sinkhorn"], **CLOSE)
+    _assert_close(balanced[: config["n_masked"]], golden["teacher_masked_sinkhorn"])
     for name, targets in (("masked", centered), ("masked_sinkhorn", balanced)):
         loss, grad = jax.value_and_grad(masked_patch_cross_entropy)(
             jnp.asarray(golden["student_masked"]), targets, weight, 0.1, num_images
         )
-        np.testing.assert_allclose(loss, golden[f"loss_{name}"], **CLOSE)
-        np.testing.assert_allclose(grad, golden[f"grad_student_{name}"], **CLOSE)
+        _assert_close(loss, golden[f"loss_{name}"])
+        _assert_close(grad, golden[f"grad_student_{name}"])
     moved = update_center(center, jnp.mean(jnp.asarray(golden["teacher"]), axis=(0, 1)), 0.9)
-    np.testing.assert_allclose(moved, golden["new_center"][0, 0], **CLOSE)
+    _assert_close(moved, golden["new_center"][0, 0])
 
 
 def test_swav_is_the_authors_with_gradient(golden_directory):
@@ -155,18 +153,18 @@ def test_swav_is_the_authors_with_gradient(golden_directory):
     scores = _example_first(golden["output"], b)
     assignments = [sinkhorn(scores[:, view], config["epsilon"]) for view in range(config["nmb_crops"][0])]
     for view, assignment in enumerate(assignments):
-        np.testing.assert_allclose(assignment, golden[f"q_crop{view}"], **CLOSE)
+        _assert_close(assignment, golden[f"q_crop{view}"])
     for iterations in (1, 5):
         once = sinkhorn(scores[:, 0], config["epsilon"], iterations)
-        np.testing.assert_allclose(once, golden[f"q_crop0_iter{iterations}"], **CLOSE)
+        _assert_close(once, golden[f"q_crop0_iter{iterations}"])
 
     def loss(scores):
         assignments = [sinkhorn(scores[:, view], config["epsilon"]) for view in range(config["nmb_crops"][0])]
         return swapped_prediction(scores, jnp.stack(assignments, axis=1), config["temperature"])
 
     value, grad = jax.value_and_grad(loss)(scores)
-    np.testing.assert_allclose(value, golden["loss"], **CLOSE)
-    np.testing.assert_allclose(_crop_first(grad), golden["grad_output"], **CLOSE)
+    _assert_close(value, golden["loss"])
+    _assert_close(_crop_first(grad), golden["grad_output"])
 
 
 def test_sinkhorn_balances_prototypes_and_gives_each_sample_one(key):
