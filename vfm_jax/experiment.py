@@ -15,7 +15,7 @@ import optax
 
 from vfm_jax.augment.mix import mixup_cutmix
 from vfm_jax.augment.views import build_views, listed
-from vfm_jax.core.durations import UNITS, Clock, read_duration
+from vfm_jax.core.durations import UNITS, Clock, read_duration, read_durations
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
 from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_batch, make_mesh
@@ -482,12 +482,15 @@ def _denormalizer(views: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray
 
 def _in_steps(table: Mapping[str, Any], spec: Mapping[str, Any], clock: Clock, where: str) -> dict[str, Any]:
     """The spec with each duration in steps, as the callee wants it: `warmup_epochs=40` becomes `warmup_steps=...`."""
+    return _durations_of(lookup(table, spec.get("name"), f"{where}.name"), spec, clock, where)
+
+
+def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: Clock, where: str) -> dict[str, Any]:
     fields = dict(spec)
-    function = lookup(table, fields.get("name"), f"{where}.name")
     for keyword in keywords(function):
         if keyword.endswith("_steps") and keyword != "total_steps":
             stem = keyword.removesuffix("_steps")
-            steps = read_duration(fields, stem, clock, where)
+            steps = read_durations(fields, stem, clock, where)
             fields = {k: v for k, v in fields.items() if k not in {f"{stem}_{unit}" for unit in UNITS}}
             if steps is not None:
                 fields[keyword] = steps

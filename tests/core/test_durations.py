@@ -2,7 +2,7 @@
 
 import pytest
 
-from vfm_jax.core.durations import Clock, read_duration
+from vfm_jax.core.durations import Clock, read_duration, read_durations
 from vfm_jax.core.errors import UserError
 
 CLOCK = Clock(batch_size=32, num_examples=1000, total_steps=640)
@@ -73,3 +73,11 @@ def test_two_units_for_one_duration_are_refused():
 def test_a_bad_value_is_named_by_its_whole_path():
     with pytest.raises(UserError, match=r"config\.evals\.knn\.every_epochs is -2"):
         read_duration({"every_epochs": -2}, "every", CLOCK, "config.evals.knn")
+
+
+def test_a_field_may_hold_several_durations():
+    assert read_durations({"drop_epochs": (3, 6)}, "drop", CLOCK, "config.schedule") == (94, 188)
+    assert read_durations({"drop_percent": 5}, "drop", CLOCK, "config.schedule") == 32
+    assert read_durations({}, "drop", CLOCK, "config.schedule") is None
+    with pytest.raises(UserError, match=r"config\.schedule\.drop_epochs\[1\] is -1"):
+        read_durations({"drop_epochs": (3, -1)}, "drop", CLOCK, "config.schedule")

@@ -69,10 +69,24 @@ def read_duration(
     Raises:
         UserError: two of them are set, or the value is no duration.
     """
+    found = _given(fields, stem, where)
+    return default if found is None else clock.steps(fields[found[0]], found[1], f"{where}.{found[0]}")
+
+
+def read_durations(fields: Mapping[str, Any], stem: str, clock: Clock, where: str) -> int | tuple[int, ...] | None:
+    """As `read_duration`, for a field that may also hold several: `drop_epochs=(30, 60, 90)`."""
+    found = _given(fields, stem, where)
+    if found is None:
+        return None
+    field, unit = found
+    if isinstance(fields[field], tuple | list):
+        return tuple(clock.steps(value, unit, f"{where}.{field}[{i}]") for i, value in enumerate(fields[field]))
+    return clock.steps(fields[field], unit, f"{where}.{field}")
+
+
+def _given(fields: Mapping[str, Any], stem: str, where: str) -> tuple[str, str] | None:
+    """The one field of that stem that is set, and its unit."""
     found = [(f"{stem}_{unit}", unit) for unit in UNITS if fields.get(f"{stem}_{unit}") is not None]
     if len(found) > 1:
         raise UserError(f"{where} sets both {found[0][0]} and {found[1][0]}; keep one.")
-    if not found:
-        return default
-    field, unit = found[0]
-    return clock.steps(fields[field], unit, f"{where}.{field}")
+    return found[0] if found else None
