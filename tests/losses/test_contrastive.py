@@ -1,5 +1,6 @@
 """Contrastive losses against the authors' code, and their properties."""
 
+import functools
 import json
 
 import jax
@@ -7,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vfm_jax.losses.contrastive import contrastive_accuracy, info_nce, l2_normalize, nt_xent
+from vfm_jax.losses.contrastive import (
+    contrastive_accuracy,
+    info_nce,
+    l2_normalize,
+    nt_xent,
+    sigmoid_pairs,
+    supervised_contrastive,
+)
+
+same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def test_nt_xent_is_half_the_authors_sum_with_gradient(golden_directory):
