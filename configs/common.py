@@ -9,7 +9,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TINY_BATCH, TINY_STEPS = 64, 60
 TINY_NETWORKS = {
-    "bit": dict(depths=(1, 1, 1, 1), width=16),
+    "bit": dict(depths=(1, 1, 1, 1), widths=(32, 32, 48, 64), stem_width=16, groups=8),
     "convnext": dict(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64)),
     "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32),
     "jepa_predictor": dict(width=48, depth=2, heads=2),

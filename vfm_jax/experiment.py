@@ -28,6 +28,7 @@ from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
 from vfm_jax.evaluators.interface import check_evaluator
 from vfm_jax.models import MODELS
 from vfm_jax.objectives import OBJECTIVES
+from vfm_jax.objectives.combine import Member, combine
 from vfm_jax.objectives.interface import Objective, Variables
 from vfm_jax.optim import (
     OPTIMIZERS,
@@ -42,6 +43,7 @@ from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe"]
 
+MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
 LOADER = {"workers": 0, "threads": None}  # of `config.data`, for the pipeline: data.pipeline.train_batches
@@ -386,22 +388,27 @@ def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:
     return build(MODELS, spec, where, dtype=chosen)
 
 
-def _check_objective(spec: Mapping[str, Any], networks: Mapping[str, Any], where: str = "config.objective") -> None:
+def _check_objective(spec: Mapping[str, Any], networks: Mapping[str, Any]) -> None:
     """Refuses a method that is none, has fields it does not know, or networks that are not its own."""
-    function = lookup(OBJECTIVES, spec.get("name"), f"{where}.name")
-    roles = _roles(function)
-    if unknown := sorted(set(networks) - set(roles)):
+    used: dict[str, None] = {}
+    for where, method, member in _methods(spec):
+        function = lookup(OBJECTIVES, method.get("name"), f"{where}.name")
+        renamed = member.get("networks", {})
+        roles = _roles(function)
+        used |= {renamed.get(role, role): None for role in roles}
+        required = [role for role, p in keywords(function).items() if role in roles and p.default is p.empty]
+        if missing := [role for role in required if renamed.get(role, role) not in networks]:
+            raise UserError(
+                f"The objective {method['name']!r} needs config.networks.{renamed.get(missing[0], missing[0])}. "
+                f"Networks: {', '.join(MODELS)}."
+            )
+        fields = _in_steps(OBJECTIVES, method, Clock(1, 1, 1), where)  # how long the run is does not matter yet
+        check_fields(function, fields.keys() - {"name"}, where, given=roles)
+    if unknown := sorted(set(networks) - set(used)):
         raise UserError(
             f"config.networks has {unknown[0]!r}, which the objective {spec['name']!r} does not use; "
-            f"it takes {', '.join(roles)}. (A stage drops a network by setting it to None.)"
+            f"it takes {', '.join(used)}. (A stage drops a network by setting it to None.)"
         )
-    required = [role for role, p in keywords(function).items() if role in roles and p.default is p.empty]
-    if missing := [role for role in required if role not in networks]:
-        raise UserError(
-            f"The objective {spec['name']!r} needs config.networks.{missing[0]}. Networks: {', '.join(MODELS)}."
-        )
-    fields = _in_steps(OBJECTIVES, spec, Clock(1, 1, 1), where)  # how long the run is does not matter yet
-    check_fields(function, fields.keys() - {"name"}, where, given=roles)
 
 
 def _roles(function: Callable[..., Any]) -> list[str]:
@@ -409,9 +416,33 @@ def _roles(function: Callable[..., Any]) -> list[str]:
     return [name for name, p in keywords(function).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
+def _methods(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Where each method of an objective stands, its own fields, and those of a `Member`; one, unless they combine."""
+    if spec.get("name") != "combine":
+        return [("config.objective", dict(spec), {})]
+    check_fields(combine, set(spec) - {"name"}, "config.objective")
+    found = []
+    for i, fields in enumerate(spec["members"]):
+        where = f"config.objective.members[{i}]"
+        member = {"label": fields.get("name"), **{k: v for k, v in fields.items() if k in MEMBER_FIELDS}}
+        found.append((where, {k: v for k, v in fields.items() if k not in MEMBER_FIELDS}, member))
+    return found
+
+
 def _build_objective(spec: Mapping[str, Any], networks: Mapping[str, Any], clock: Clock) -> Objective:
-    fields = _with_schedules(_in_steps(OBJECTIVES, spec, clock, "config.objective"), clock, "config.objective")
-    return build(OBJECTIVES, fields, "config.objective", **networks)
+    built = []
+    for where, method, member in _methods(spec):
+        fields = _with_schedules(_in_steps(OBJECTIVES, method, clock, where), clock, where)
+        renamed = member.get("networks", {})
+        roles = {role: renamed.get(role, role) for role in _roles(OBJECTIVES[method["name"]])}
+        own = {role: networks[name] for role, name in roles.items() if name in networks}
+        objective = build(OBJECTIVES, fields, where, **own)
+        if spec["name"] != "combine":
+            return objective
+        own = _in_steps({"member": Member}, {"name": "member", **member}, clock, where)
+        del own["name"]
+        built.append(Member(objective, **_with_schedules(own, clock, where)))
+    return combine(members=built)
 
 
 def _build_schedule(spec: Mapping[str, Any], clock: Clock, where: str) -> Schedule:
