@@ -55,6 +55,7 @@ class Objective(NamedTuple):
         embedding: outputs -> representations of the views of each example (b v d), for what is watched in training.
         after_load: (params, extra) -> extra, once parameters have come from a file or a stage before: a teacher is a
             copy of its student then, as after `init`.
+        constrain: params -> params, after every update, for those that must stay in a set (a temperature in a range).
     """
 
     init: Callable[[jax.Array, Batch], Variables]
@@ -65,6 +66,7 @@ class Objective(NamedTuple):
     separable: bool
     embedding: Callable[[Any], jax.Array]
     after_load: Callable[[Params, Extra], Extra] = lambda params, extra: extra
+    constrain: Callable[[Params], Params] = lambda params: params
 
 
 def carry_nothing(params: Params, extra: Extra, step: jax.Array) -> Extra:
@@ -104,6 +106,15 @@ def encoder_predictions(encoder: Any) -> dict[str, Callable[[Variables, Batch], 
         return encoder.apply(collections, batch["image"], method="attention")
 
     return {"features": features} | ({"attention": attention} if hasattr(encoder, "attention") else {})
+
+
+def pictures(image: jax.Array, prediction: jax.Array, hidden: jax.Array) -> dict[str, jax.Array]:
+    """What `predict["reconstruction"]` gives (b h w c): the images, those with what was hidden painted in, and where.
+
+    Images are as normalised; `hidden` is boolean, and comes back as 1.0 where a pixel was hidden.
+    """
+    painted = jnp.where(hidden, prediction, image)
+    return {"original": image, "reconstructed": painted, "hidden": hidden.astype(jnp.float32)}
 
 
 def view_keys(batch: Batch, key: jax.Array, num_views: int) -> jax.Array:

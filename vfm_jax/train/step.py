@@ -44,7 +44,7 @@ def make_step(
             objective, state.params, state.extra, batch, key, state.step, num_micro_batches, due
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = objective.constrain(optax.apply_updates(state.params, updates))
         extra = objective.after_update(params, extra, state.step)
         ema = update_ema(state.ema, params, state.step) if update_ema else state.ema
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
