@@ -55,6 +55,13 @@ def test_contrastive_accuracy_counts_examples_nearest_to_their_own_pair():
     np.testing.assert_array_equal(contrastive_accuracy(first, second), [1.0, 0.0, 0.0])
 
 
+def test_contrastive_accuracy_with_a_queue_compares_with_the_queue_alone():
+    first = jnp.eye(3, dtype=jnp.float32)
+    queue = l2_normalize(jnp.array([[1.0, 0.1, 0.0], [0.0, 0.0, 1.0]]))
+    second = jnp.array([[1.0, 0.2, 0.0], [0.1, 1.0, 0.0], [0.0, 0.1, 1.0]])
+    np.testing.assert_array_equal(contrastive_accuracy(first, second, queue), [0.0, 1.0, 0.0])
+
+
 def test_info_nce_equals_the_authors_of_moco_v3_with_gradients(golden_directory):
     golden = np.load(golden_directory / "losses" / "mocov3.npz")
     temperature = json.loads(str(golden["meta"]))["config"]["T"]

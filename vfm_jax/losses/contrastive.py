@@ -67,10 +67,17 @@ def info_nce(
     return jax.nn.logsumexp(logits, axis=1) - own
 
 
-def contrastive_accuracy(first: Float[Array, "b d"], second: Float[Array, "b d"]) -> Float[Array, " b"]:
-    """1 where the nearest of all other embeddings of the first view is its own pair, by cosine; else 0."""
-    similarity = l2_normalize(first) @ l2_normalize(second).T
-    return (jnp.argmax(similarity, axis=1) == jnp.arange(first.shape[0])).astype(jnp.float32)
+def contrastive_accuracy(
+    first: Float[Array, "b d"], second: Float[Array, "b d"], queue: Float[Array, "k d"] | None = None
+) -> Float[Array, " b"]:
+    """1 where the nearest to the first view, by cosine, is its own pair and no other second view; else 0.
+
+    With a queue (unit vectors) the others are those of the queue, as for `info_nce`.
+    """
+    x, y = l2_normalize(first), l2_normalize(second)
+    if queue is None:
+        return (jnp.argmax(x @ y.T, axis=1) == jnp.arange(first.shape[0])).astype(jnp.float32)
+    return (jnp.sum(x * y, axis=1) > jnp.max(x @ queue.T, axis=1)).astype(jnp.float32)
 
 
 def supervised_contrastive(
