@@ -15,10 +15,11 @@ TINY_NETWORKS = {
     "jepa_predictor": dict(width=48, depth=2, heads=2),
     "masked_decoder": dict(width=48, depth=1, heads=2),
     "projection_head": dict(hidden_dim=128, out_dim=64),
+    "prototypes": dict(num_prototypes=64),
     "resnet": dict(variant="18", width=16),
     "swin": dict(variant="T", width=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=4),
     "text": dict(width=64, depth=2, heads=2, mlp_dim=128),
-    "vgg": dict(variant="11"),
+    "vgg": dict(variant="11", widths=(16, 24, 32, 48, 64), classifier_dim=64),
     "vit": dict(variant="mu/4", width=96, depth=3, heads=3, mlp_dim=192),
 }
 
@@ -103,6 +104,8 @@ def _in_percent(value: object, full: dict) -> object:
         found = re.fullmatch(r"(?!total|log)(\w+)_(epochs|examples|steps)", field)
         if found and isinstance(inner, int | float):
             made[f"{found[1]}_percent"] = 100 * inner / _total(full, found[2])
+        elif found and isinstance(inner, tuple):
+            made[f"{found[1]}_percent"] = tuple(100 * one / _total(full, found[2]) for one in inner)
         elif found and isinstance(inner, tuple):
             made[f"{found[1]}_percent"] = tuple(100 * one / _total(full, found[2]) for one in inner)
         elif not re.fullmatch(r"total_(epochs|examples|steps)", field):

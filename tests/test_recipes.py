@@ -47,6 +47,17 @@ RECIPES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "adapt"
 )
 
+
+def _methods_first(recipes):
+    """Every recipe as a parameter; those whose method an earlier one has are slow."""
+    seen, chosen = set(), []
+    for location in recipes:
+        method = load_recipe(str(ROOT / location))["objective"]["name"]
+        chosen.append(pytest.param(location, marks=[pytest.mark.slow] if method in seen else []))
+        seen.add(method)
+    return chosen
+
+
 # Recipes that start from public weights, and small ones of the kind; vit_cifar10.py names tensors that only its own
 # file has, and starts fresh here.
 MODELS_KEPT = ROOT / "tests" / "golden" / "models"
@@ -60,7 +71,7 @@ ADAPT = {
 }
 QUICKSTART = [f"configs/quickstart.py{variant}" for variant in ("", ":simclr", ":photos")]
 VARIANTS = sorted({location for location, _ in STAGES.values()} - set(RECIPES))
-TRACED = [*RECIPES, *QUICKSTART, *ADAPT, *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)]
+TRACED = [*_methods_first(RECIPES), *QUICKSTART, *ADAPT, *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)]
 SHRUNK = [f"{MAE}:finetune", f"{MAE}:linear_probe", *QUICKSTART, *ADAPT]
 
 
@@ -130,8 +141,36 @@ def fake_imagenet(monkeypatch):
     monkeypatch.setitem(SOURCES, "folder", folder)
 
 
+class OnlyShapes:
+    """As many examples as the recipe's data have, and none to look at."""
+
+    def __init__(self, num_examples, canvas_size, num_classes, channels=3):
+        sides = (canvas_size, canvas_size) if isinstance(canvas_size, int) else tuple(canvas_size)
+        self.image_shape = (*sides, channels)
+        self.class_names = tuple(f"class {i}" for i in range(num_classes)) if num_classes else None
+        self._num_examples = num_examples
+
+    def __len__(self):
+        return self._num_examples
+
+
+@pytest.fixture
+def only_shapes(monkeypatch):
+    """ImageNet-1k, ImageNet-21k and CIFAR-10 by their sizes; any other data set, and a folder, of a million."""
+    sizes = {"imagenet2012": (1_281_167, 1000), "imagenet21k": (13_153_500, 21_843), "cifar10": (50_000, 10)}
+
+    def tfds(dataset, *, split, canvas_size=32, **fields):
+        return OnlyShapes(sizes.get(dataset, (1_000_000, 0))[0], canvas_size, sizes.get(dataset, (0, 0))[1])
+
+    def folder(path, *, canvas_size=256, channels=3, **fields):
+        return OnlyShapes(1_000_000, canvas_size, 5, channels)
+
+    monkeypatch.setitem(SOURCES, "tfds", tfds)
+    monkeypatch.setitem(SOURCES, "folder", folder)
+
+
 @pytest.mark.parametrize("location", TRACED)
-def test_the_full_size_step_has_shapes_that_fit(fake_imagenet, location):
+def test_the_full_size_step_has_shapes_that_fit(only_shapes, location):
     """Nothing is allocated or compiled: the whole step is traced at the recipe's own batch and image size."""
     for stage in read_stages(_recipe(location)):
         e = build_experiment(**stage.recipe)
@@ -181,16 +220,6 @@ def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, locati
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
-
-
-def _methods_first(recipes):
-    """Every recipe as a parameter; those whose method an earlier one has are slow."""
-    seen, chosen = set(), []
-    for location in recipes:
-        method = load_recipe(str(ROOT / location))["objective"]["name"]
-        chosen.append(pytest.param(location, marks=[pytest.mark.slow] if method in seen else []))
-        seen.add(method)
-    return chosen
 
 
 @pytest.mark.parametrize("location", _methods_first(RECIPES))

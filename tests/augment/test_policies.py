@@ -250,3 +250,15 @@ def test_values_are_counted_alike_by_either_form():
     expected = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(values, -1, 0)])
     for count in (policies.count_by_adding, policies.count_by_product, policies.count_values):
         np.testing.assert_array_equal(jax.jit(count)(values), expected)
+
+
+def test_three_augment_draws_each_of_its_three_as_often():
+    image = jax.random.uniform(jax.random.key(0), (8, 8, 3), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 600)
+    made = jax.jit(jax.vmap(lambda key: policies.three_augment()(key, image, None)[0]))(keys)
+    gray = (made[..., :1] == made).all(axis=(1, 2, 3))
+    solarized = (made == jnp.where(image >= 0.5, 1 - image, image)).all(axis=(1, 2, 3))
+    blurred = ~gray & ~solarized
+    assert all(abs(float(kind.mean()) - 1 / 3) < 0.06 for kind in (gray, solarized, blurred))
+    # a blur of deviation under 0.2 pixels leaves an image as it is, or nearly
+    assert np.abs(np.asarray(made[blurred]).mean(axis=(1, 2)) - np.asarray(image).mean(axis=(0, 1))).max() < 0.15

@@ -16,6 +16,7 @@ VIEW_OPS = {
     "gaussian_blur": color.gaussian_blur,
     "solarize": color.solarize,
     "rand_augment": policies.rand_augment,
+    "three_augment": policies.three_augment,
     "normalize": color.normalize,
     "random_erasing": erase.random_erasing,
 }

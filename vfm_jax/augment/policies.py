@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
-from vfm_jax.augment.color import blend
+from vfm_jax.augment.color import blend, gaussian_blur, grayscale, solarize
 from vfm_jax.augment.operation import Operation, Size, clip_range
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
@@ -47,7 +47,7 @@ def strengths(
         "sharpness": factor,
         "solarize": 256 - threshold if increasing else threshold,
         "solarize_add": jnp.floor(110 * share),
-        "posterize": 4 - bits if increasing else bits,
+        "posterize": jnp.clip(4 - bits if increasing else bits, 0, 8),
     }
     return jnp.stack([values.get(name, jnp.float32(0)) for name in CHANGES])
 
@@ -197,7 +197,7 @@ def change(
 
 
 def draw_change(
-    key: Key[Array, ""], magnitude: float, magnitude_std: float, increasing: bool
+    key: Key[Array, ""], magnitude: float, magnitude_std: float, increasing: bool, max_magnitude: float = 10.0
 ) -> tuple[Int[Array, ""], Float[Array, ""]]:
     """Which of `CHANGES` to make, or −1 for none (half of the time), and its strength."""
     normal_key, uniform_key = jax.random.split(key)
@@ -205,8 +205,26 @@ def draw_change(
     kind_draw, sign_draw, sometimes = jax.random.uniform(uniform_key, (3,), jnp.float32)
     sign = jnp.where(sign_draw < 0.5, jnp.float32(-1), jnp.float32(1))
     kind = jnp.minimum((kind_draw * len(CHANGES)).astype(jnp.int32), len(CHANGES) - 1)
-    strength = strengths(jnp.clip(drawn, 0.0, 10.0), sign, increasing)[kind]
+    strength = strengths(jnp.clip(drawn, 0.0, max_magnitude), sign, increasing)[kind]
     return jnp.where(sometimes < 0.5, kind, jnp.int32(-1)), strength
+
+
+def three_augment() -> Operation:
+    """One of three, each as likely: luma alone, solarisation from the middle up, a blur of deviation 0.1 to 2 pixels.
+
+    Reference: Touvron et al., DeiT III, 2022 (arXiv:2204.07118), Sec. 3.2, "3-Augment", with the code's settings.
+
+    Raises:
+        UserError: at the first image if it is not RGB.
+    """
+    chosen = (grayscale(probability=1.0), solarize(probability=1.0), gaussian_blur(sigma=(0.1, 2.0), probability=1.0))
+
+    def operation(key: Key[Array, ""], image: Float[Array, "h w c"], size: Size) -> tuple[Array, Size]:
+        kind_key, own = jax.random.split(key)
+        made = jnp.stack([one(own, image, size)[0] for one in chosen])  # a batch is one program: all are computed
+        return made[jax.random.randint(kind_key, (), 0, len(chosen))], size
+
+    return operation
 
 
 def rand_augment(
@@ -215,20 +233,22 @@ def rand_augment(
     magnitude_std: float = 0.5,
     num_ops: int = 2,
     increasing: bool = True,
+    max_magnitude: float = 10.0,
     fill: float | Sequence[float] = 128 / 255,
     interpolation: str = "bilinear",
 ) -> Operation:
     """`num_ops` changes in turn, each drawn from fifteen and left out half of the time: timm's rand-m9-mstd0.5-inc1.
 
-    Each change has its own magnitude, normal about the given one and clipped to [0, 10]. Differences from timm: the
+    Each change has its own magnitude, normal about the given one and clipped to [0, max_magnitude]. Differences from timm: the
     image is not rounded to 8 bits in between, and where timm by default draws one of two interpolations, here it is
     fixed. A magnitude of 10 leaves 0 bits of a posterised image, which is black: so the timm of that policy had it.
 
     Args:
-        magnitude: the m of timm's name, in [0, 10].
+        magnitude: the m of timm's name, in tenths of each change's range.
         magnitude_std: the mstd of timm's name, standard deviation of the magnitude.
         num_ops: the n of timm's name: how many changes are drawn, with replacement.
         increasing: the inc of timm's name: see `strengths`.
+        max_magnitude: the mmax of timm's name; above 10 changes go beyond their range (AugReg's "medium" and "strong").
         fill: colour of what a warp moves in, in [0, 1], for each channel, or one number; timm's training gives it
             the mean that `normalize` has.
         interpolation: of warps, "bilinear" or "bicubic". timm takes that of the crop where the recipe names one
@@ -238,8 +258,8 @@ def rand_augment(
         UserError: a value out of its range; at the first image, if it is not cropped yet or if `fill` has another
             number of channels.
     """
-    if not 0 <= magnitude <= 10:
-        raise UserError(f"magnitude is {magnitude!r}; expected a number from 0 to 10.")
+    if not 0 <= magnitude <= max_magnitude:
+        raise UserError(f"magnitude is {magnitude!r}; expected a number from 0 to max_magnitude, {max_magnitude}.")
     if not magnitude_std >= 0:
         raise UserError(f"magnitude_std is {magnitude_std!r}; expected zero or more.")
     if isinstance(num_ops, bool) or not isinstance(num_ops, int) or num_ops < 1:
@@ -262,7 +282,7 @@ def rand_augment(
         fills = jnp.array(colour, jnp.float32)
 
         def one(image: Array, key: Array) -> tuple[Array, None]:
-            kind, strength = draw_change(key, magnitude, magnitude_std, increasing)
+            kind, strength = draw_change(key, magnitude, magnitude_std, increasing, max_magnitude)
             return change(image, kind, strength, fills, interpolation), None
 
         return jax.lax.scan(one, image, jax.random.split(key, num_ops))[0], size  # compiled once for all of them

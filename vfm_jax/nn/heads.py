@@ -103,7 +103,7 @@ class DinoHead(nn.Module):
         widths = [self.hidden_dim] * (self.num_layers - 1) + [self.bottleneck_dim]
         init = nn.initializers.normal(0.02)
         self.layer = [Dense(width, kernel_init=init, dtype=self.dtype) for width in widths]
-        self.prototypes = Prototypes(self.out_dim, self.learned_scale, self.dtype)
+        self.prototypes = Prototypes(self.out_dim, self.learned_scale, dtype=self.dtype)
 
     def bottleneck(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """The unit vector, in float32."""
@@ -121,17 +121,26 @@ class Prototypes(nn.Module):
     """x · g w/‖w‖: a linear layer whose outputs' weights have a direction and a length of their own.
 
     Reference: Salimans and Kingma, Weight Normalization, 2016 (arXiv:1602.07868), Eq. 2.
+
+    Attributes:
+        num_prototypes: how many outputs.
+        learned_scale: g is learned; else it is 1.
+        through_length: the gradient goes through ‖w‖ too, and so never changes it at first order. False is for weights
+            that are set to unit length after each update (SwAV): their gradient is that of a linear layer.
     """
 
     num_prototypes: int
     learned_scale: bool = False
+    through_length: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b m"]:
+        del train  # nothing differs
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         kernel = self.param("kernel", init, (x.shape[-1], self.num_prototypes), jnp.float32)
         length = jnp.linalg.norm(kernel, axis=0)
+        length = length if self.through_length else jax.lax.stop_gradient(length)
         if self.learned_scale:
             scale = self.param("scale", nn.initializers.ones, (self.num_prototypes,), jnp.float32)
         else:
@@ -147,6 +156,7 @@ class LinearHead(nn.Module):
         num_classes: of the data.
         init_std: of the kernel's normal distribution; 0 starts from equal logits. (The truncation of timm's
             `trunc_normal_`, at -2 and 2, lies a hundred deviations away; Flax's, at two deviations, takes 12 %.)
+        init_bias: of every logit; -log of the number of classes lets sigmoids begin with few positives.
         batch_norm: standardise the representation first, by batch statistics and without learned factors (MAE's
             linear probe: He et al., 2021, arXiv:2111.06377, App. A.1).
         layer_norm: normalise the representation first, with learned factors.
@@ -156,6 +166,7 @@ class LinearHead(nn.Module):
 
     num_classes: int
     init_std: float = 0.01
+    init_bias: float = 0.0
     batch_norm: bool = False
     layer_norm: bool = False
     norm_epsilon: float = 1e-5
@@ -171,5 +182,12 @@ class LinearHead(nn.Module):
         if self.batch_norm:
             x = BatchNorm(epsilon=1e-6, use_scale=False, use_bias=False, name="norm")(x, train=train)
         init = nn.initializers.normal(self.init_std) if self.init_std > 0 else nn.initializers.zeros
-        logits = Dense(self.num_classes, kernel_init=init, dtype=self.dtype, use_bias=self.use_bias, name="logits")
+        logits = Dense(
+            self.num_classes,
+            kernel_init=init,
+            dtype=self.dtype,
+            use_bias=self.use_bias,
+            bias_init=self.init_bias,
+            name="logits",
+        )
         return logits(x).astype(jnp.float32)

@@ -29,6 +29,7 @@ class Dense(nn.Module):
         kernel_init: of the kernel, given as a matrix (inputs, outputs).
         dtype: of the product; parameters are float32.
         use_bias: whether there is a b.
+        bias_init: its first value.
         biased: of the first axis of `features`, the parts whose bias counts: (True, False, True) leaves that of the
             second part out of the sum, though it has its place in the leaf. None: all.
     """
@@ -38,6 +39,7 @@ class Dense(nn.Module):
     kernel_init: Initializer = xavier_uniform
     dtype: DTypeLike = jnp.float32
     use_bias: bool = True
+    bias_init: float = 0.0
     biased: tuple[bool, ...] | None = None
 
     @nn.compact
@@ -50,7 +52,7 @@ class Dense(nn.Module):
         )
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+            bias = self.param("bias", nn.initializers.constant(self.bias_init), features, jnp.float32)
             if self.biased is not None:
                 counts = np.reshape(self.biased, (-1,) + (1,) * (len(features) - 1))
                 bias = jnp.where(np.broadcast_to(counts, features), bias, 0.0)

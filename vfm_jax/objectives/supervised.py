@@ -1,12 +1,14 @@
 """Classification with labels: pretraining, fine-tuning, and linear probes on frozen encoders."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vfm_jax.core.keys import example_keys, stream
-from vfm_jax.losses.classification import smooth_labels, softmax_cross_entropy
+from vfm_jax.core.tables import lookup
+from vfm_jax.losses.classification import sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
 from vfm_jax.objectives.interface import (
     Objective,
     Variables,
@@ -17,6 +19,13 @@ from vfm_jax.objectives.interface import (
 )
 
 
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+    "sigmoid_mean": lambda logits, target: sigmoid_cross_entropy(logits, target) / logits.shape[-1],
+}
+
+
 class Classified(NamedTuple):
     """Pooled features (b d), and the target distribution over classes (b m)."""
 
@@ -24,16 +33,22 @@ class Classified(NamedTuple):
     target: jax.Array
 
 
-def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_encoder: bool = False) -> Objective:
-    """Softmax cross-entropy of a head on the encoder's pooled features.
+def supervised(
+    encoder: Any, head: Any, *, loss: str = "softmax", label_smoothing: float = 0.0, freeze_encoder: bool = False
+) -> Objective:
+    """Cross-entropy of a head on the encoder's pooled features.
 
     Args:
         encoder: images -> Features.
         head: pooled features -> logits; may hold batch norm.
+        loss: "softmax" over the classes, or "sigmoid" of each class: summed over them (big_vision's: AugReg, BiT), or
+            "sigmoid_mean" (DeiT III: Touvron et al., 2022, arXiv:2204.07118, Sec. 3; PyTorch's mean).
         label_smoothing: mass spread evenly over the classes, in [0, 1). Targets that are already distributions
             (`batch["target"]`, from mixup) are taken as they are.
         freeze_encoder: no gradient into the encoder, and no dropping or batch statistics in it: a linear probe.
     """
+
+    loss_of = lookup(LOSSES, loss, "config.objective.loss")
 
     def init(key, batch) -> Variables:
         seen, encoder_params, encoder_state = init_network(encoder, stream(key, "encoder"), batch["image"])
@@ -57,9 +72,9 @@ def supervised(encoder: Any, head: Any, *, label_smoothing: float = 0.0, freeze_
     def criterion(params, extra, outputs, step):
         del step
         logits, statistics = apply_network(head, params["head"], extra["head"], outputs.pooled, train=True)
-        loss = jnp.mean(softmax_cross_entropy(logits, outputs.target))
+        value = jnp.mean(loss_of(logits, outputs.target))
         hit = jnp.argmax(logits, axis=1) == jnp.argmax(outputs.target, axis=1)
-        return loss, ({**extra, "head": statistics}, {"loss": loss, "accuracy": jnp.mean(hit.astype(jnp.float32))})
+        return value, ({**extra, "head": statistics}, {"loss": value, "accuracy": jnp.mean(hit.astype(jnp.float32))})
 
     def logits(variables: Variables, batch) -> jax.Array:
         pooled = shared["features"](variables, batch).pooled

@@ -9,7 +9,7 @@ from vfm_jax.weights.vit import vit
 
 # Fields of a network that change nothing about what it computes from its leaves at its own image size.
 _TRAINING = {"scan", "remat", "drop_path", "levels", "norm_levels", "dtype", "init_std", "zero_init", "merged_levels"}
-_TRAINING |= {"norm_momentum", "unbiased_variance", "dropout"}
+_TRAINING |= {"norm_momentum", "unbiased_variance", "dropout", "drop_path_shape", "levels_of", "init_bias"}
 _TRAINING |= {"position_resampling", "rope_shift", "rope_jitter", "rope_rescale"}
 
 # Fields from which a network works out its sizes; several ways of writing them mean the same.
