@@ -256,9 +256,10 @@ def test_three_augment_draws_each_of_its_three_as_often():
     image = jax.random.uniform(jax.random.key(0), (8, 8, 3), jnp.float32)
     keys = jax.random.split(jax.random.key(1), 600)
     made = jax.jit(jax.vmap(lambda key: policies.three_augment()(key, image, None)[0]))(keys)
-    gray = (made[..., :1] == made).all(axis=(1, 2, 3))
-    solarized = (made == jnp.where(image >= 0.5, 1 - image, image)).all(axis=(1, 2, 3))
+    made, image = np.asarray(made), np.asarray(image)
+    gray = np.ptp(made, axis=-1).max(axis=(1, 2)) < 1e-5
+    solarized = np.abs(made - np.where(image >= 0.5, 1 - image, image)).max(axis=(1, 2, 3)) < 1e-5
     blurred = ~gray & ~solarized
     assert all(abs(float(kind.mean()) - 1 / 3) < 0.06 for kind in (gray, solarized, blurred))
-    # a blur of deviation under 0.2 pixels leaves an image as it is, or nearly
-    assert np.abs(np.asarray(made[blurred]).mean(axis=(1, 2)) - np.asarray(image).mean(axis=(0, 1))).max() < 0.15
+    means = made[blurred].mean(axis=(1, 2))  # which a blur keeps, but for the edges
+    assert np.abs(means - image.mean(axis=(0, 1))).max() < 0.15
