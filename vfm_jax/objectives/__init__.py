@@ -1,27 +1,37 @@
 """Pretraining methods by name; each is one file that reads as its paper's algorithm."""
 
+from vfm_jax.objectives.barlow_twins import barlow_twins
 from vfm_jax.objectives.byol import byol
 from vfm_jax.objectives.clip import clip
 from vfm_jax.objectives.combine import combine
 from vfm_jax.objectives.dino import dino
+from vfm_jax.objectives.lejepa import lejepa
 from vfm_jax.objectives.mae import mae
 from vfm_jax.objectives.moco import moco
 from vfm_jax.objectives.moco_v3 import moco_v3
+from vfm_jax.objectives.sigclr import sigclr
 from vfm_jax.objectives.siglip import siglip
 from vfm_jax.objectives.simclr import simclr
 from vfm_jax.objectives.simsiam import simsiam
+from vfm_jax.objectives.supcon import supcon
 from vfm_jax.objectives.supervised import supervised
+from vfm_jax.objectives.vicreg import vicreg
 
 OBJECTIVES = {
+    "barlow_twins": barlow_twins,
     "byol": byol,
     "clip": clip,
     "combine": combine,
     "dino": dino,
+    "lejepa": lejepa,
     "mae": mae,
     "moco": moco,
     "moco_v3": moco_v3,
+    "sigclr": sigclr,
     "siglip": siglip,
     "simclr": simclr,
     "simsiam": simsiam,
+    "supcon": supcon,
     "supervised": supervised,
+    "vicreg": vicreg,
 }
