@@ -39,7 +39,7 @@ def _mae() -> ml_collections.ConfigDict:
 
     c.eval_data = dict(test=dict(split="test"))
     c.eval_views = dict(image=dict(ops=(MNIST,)))
-    c.evals = dict(knn=dict(num_neighbors=20), linear_probe=dict())
+    c.evals = dict(knn=dict(num_neighbors=20, every_percent=20), linear_probe=dict())
     c.baselines = ("random_init", "raw_pixels")
     return c
 

@@ -142,6 +142,20 @@ def test_a_full_run_has_every_section_in_order(full_page):
     assert full_page.count("<svg") == 6  # four curves, the evaluation, the map
 
 
+def test_what_is_watched_is_drawn_each_with_its_words_and_terms_together(tmp_path):
+    names = ("loss", "representation/std", "representation/effective_rank", "ibot/teacher_entropy", "loss/dino",
+             "loss/koleo", "gradient_share/dino", "gradient_share/koleo")  # fmt: skip
+    rows = [(0, step, "train", dict.fromkeys(names, 0.5 / step)) for step in range(1, 9)]
+    rows += [(0, 4, "eval", {"knn/accuracy": 0.8}), (0, 8, "eval", {"knn/accuracy": 0.9})]
+    page = _page(tmp_path, SUMMARY, None, rows)
+    assert "What it learns to see" in _headings(page)
+    for words in ("Spread of the features", "(RankMe)", "Entropy of the teacher, ibot", "Terms of the loss"):
+        assert words in page
+    assert page.count("<svg") == 7  # loss, accuracy, three of the representation, two of the terms
+    assert "k-nearest neighbours, random weights" in page
+    _parse(page)
+
+
 def test_every_picture_is_explained_and_has_a_text_for_those_who_cannot_see_it(full_page):
     assert full_page.count("<figure") == full_page.count("<figcaption>") == 11
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", full_page))

@@ -22,7 +22,7 @@ from vfm_jax.report.numbers import (
 )
 from vfm_jax.report.projection import MAX_POINTS, flat_map
 from vfm_jax.report.redaction import redact
-from vfm_jax.report.results import PROBES, results
+from vfm_jax.report.results import PROBES, random_levels, results
 
 FILE = "report.html"
 
@@ -38,6 +38,33 @@ _CURVES = {
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm",
     "images_per_second": "Images per second",
+}
+# What is watched of the representation and the loss; a method's own figures stand behind those of every method.
+_WATCHED = {
+    "representation/std": ("Spread of the features", "1 where their directions fill the space, 0 where all are one."),
+    "representation/effective_rank": (
+        "Effective rank of the features (RankMe)",
+        "How many directions they use; a fall to a few says that the representation collapses.",
+    ),
+    "representation/uniformity": (
+        "Uniformity of the features",
+        "0 where all images are alike, towards -4 where they are spread evenly.",
+    ),
+    "representation/alignment": ("Distance between views", "0 where the views of an image agree, 2 for strangers."),
+    "teacher_entropy": (
+        "Entropy of the teacher",
+        "In nats: 0 is one answer for certain.",
+    ),
+    "prototype_usage": ("Prototypes in use", "Share of them that some image of a batch is nearest to."),
+    "center_norm": ("Length of the centre", "Of what is taken from the teacher's answers."),
+    "contrastive_accuracy": (
+        "Pairs found",
+        "Share of the images whose nearest other is their own other view.",
+    ),
+}
+_SEVERAL = {  # a prefix of terms that are drawn together
+    "loss/": ("Terms of the loss", "Each with its weight: they add up to the loss."),
+    "gradient_share/": ("What pulls", "Share of each term of the loss in the gradient to what the network gives."),
 }
 _MAX_IMAGES, _MAX_HEADS, _MAX_NEIGHBORS, _MAX_OTHER_CURVES = 8, 5, 5, 4
 
@@ -61,6 +88,7 @@ def _document(run: RunFiles) -> str:
     sections = [
         ("Did it learn something?", "result", results(run)),
         ("Training", "training", _training(run)),
+        ("What it learns to see", "watched", _watched(run)),
         ("The images", "images", _images(run)),
         ("Painting in what was hidden", "reconstruction", _reconstructions(run)),
         ("Where it looks", "attention", _attention(run)),
@@ -208,12 +236,33 @@ def _series(run: RunFiles, kind: str, offsets: dict[int, int]) -> dict[str, tupl
     return series
 
 
+def _boundaries(run: RunFiles, offsets: dict[int, int]) -> list[tuple[float, str]]:
+    """Where the stages begin, and their names; none where there is one."""
+    names = [str(stage.get("name", i)) for i, stage in enumerate(_stages(run))]
+    if len(offsets) < 2:
+        return []
+    return [(o, names[s] if 0 <= s < len(names) else f"stage {s}") for s, o in offsets.items()]
+
+
+def _watched(run: RunFiles) -> str:
+    """Curves of the representation, and of the method's own figures, under whichever member's name they stand."""
+    offsets = _offsets(run)
+    boundaries, charts = _boundaries(run, offsets), []
+    train = {n: xy for n, xy in _series(run, "train", offsets).items() if np.isfinite(xy[1]).any()}
+    for wanted, (title, caption) in _WATCHED.items():
+        for name in (n for n in train if n == wanted or n.endswith(f"/{wanted}")):
+            said = title if name == wanted else f"{title}, {name.removesuffix(f'/{wanted}')}"
+            charts.append(markup.figure(plots.curve({name: train[name]}, said, boundaries, smooth=True), caption))
+    for prefix, (title, caption) in _SEVERAL.items():
+        terms = {name.removeprefix(prefix): xy for name, xy in train.items() if name.startswith(prefix)}
+        if len(terms) > 1:
+            charts.append(markup.figure(plots.curve(terms, title, boundaries), caption))
+    return f"<div class=charts>{''.join(charts)}</div>" if charts else ""
+
+
 def _training(run: RunFiles) -> str:
     offsets = _offsets(run)
-    names = [str(stage.get("name", i)) for i, stage in enumerate(_stages(run))]
-    boundaries = []
-    if len(offsets) > 1:
-        boundaries = [(o, names[s] if 0 <= s < len(names) else f"stage {s}") for s, o in offsets.items()]
+    boundaries = _boundaries(run, offsets)
     train, charts = _series(run, "train", offsets), []
     for name, title in _CURVES.items():
         if name in train and np.isfinite(train[name][1]).any():
@@ -224,7 +273,10 @@ def _training(run: RunFiles) -> str:
     if shares:
         title = "Accuracy" if len(shares) > 1 else f"Accuracy, {next(iter(shares))}"
         caption = "Share of the test images named right, measured while training."
-        charts.append(markup.figure(plots.curve(shares, title, boundaries), caption))
+        levels = random_levels(run, shares)
+        if levels:
+            caption += " Dashed: the same encoder with random weights."
+        charts.append(markup.figure(plots.curve(shares, title, boundaries, levels=levels), caption))
     others = [name for name in evaluated if "accuracy" not in name]
     for name in others[:_MAX_OTHER_CURVES]:
         charts.append(

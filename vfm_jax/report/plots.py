@@ -145,6 +145,7 @@ def curve(
     title: str,
     boundaries: Sequence[tuple[float, str]] = (),
     smooth: bool = False,
+    levels: Mapping[str, float] = {},
 ) -> str:
     """A chart of one or a few quantities over steps, as SVG; not finite values leave a gap.
 
@@ -154,6 +155,7 @@ def curve(
         lines: name -> (steps, values); the name is shown if there are several.
         title: shown above.
         boundaries: step at which a stage begins, and the stage's name.
+        levels: what the quantities are compared with: name -> value, a dashed line across.
         smooth: draw long noisy lines faintly, and their moving average over a twentieth of the length boldly.
     """
     figure, axes = _axes(4.6, 2.7)
@@ -174,6 +176,8 @@ def curve(
         axes.plot(
             steps, values, color=color, linewidth=2, marker=marker, markersize=4, label=name.replace("$", r"\$")
         )
+    for (name, value), color in zip(levels.items(), (_LINE, *_CLASSES[1:] * len(levels)), strict=False):
+        axes.axhline(value, color=color, linewidth=1.4, linestyle=(0, (5, 3)), label=name.replace("$", r"\$"))
     for step, name in boundaries:
         axes.axvline(step, color=_INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -183,7 +187,7 @@ def curve(
     axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold", parse_math=False)
     axes.set_xlabel("step", fontsize=10, color=_INK)
     axes.xaxis.set_major_locator(_whole_numbers())
-    if not single:
+    if not single or levels:
         axes.legend(frameon=False, fontsize=10, labelcolor=_INK)
     return _svg(figure)
 

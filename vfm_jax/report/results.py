@@ -1,7 +1,7 @@
 """The page's first answer: is the pretrained encoder better than none, measured on images it never saw?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vfm_jax.report.inputs import RunFiles
 from vfm_jax.report.markup import mapping, number, table, text
@@ -58,6 +58,13 @@ def results(run: RunFiles) -> str:
     chance = _chance(run, [values[m] for m in main if m in values and _is_share(m, values[m])])
     verdict = _verdict(evaluations, learned, main, chance)
     return _cards(evaluations, learned, main) + verdict + tables + _note(run, main, chance)
+
+
+def random_levels(run: RunFiles, shown: Iterable[str]) -> dict[str, float]:
+    """The accuracies of random weights, for those of the probes that are shown."""
+    measured = _evaluations(run).get("random_init", {})
+    found = {PROBES.get(metric, metric): value for metric, value in measured.items() if _is_share(metric, value)}
+    return {f"{name}, random weights": value for name, value in found.items() if name in set(shown)}
 
 
 def _heading(metric: str) -> str:
