@@ -70,3 +70,73 @@ def test_patches_cannot_be_left_out_and_levels_must_exist():
         ConvNeXt(**SMALL).init(jax.random.key(0), _image(), keep=jnp.zeros((3, 1), jnp.int32))
     with pytest.raises(UserError, match="stages 0 to 1"):
         _shapes(ConvNeXt(**SMALL, levels=(2,)), _image())
+
+
+def _standard(x):
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+
+
+def _sparse(params, image, masked, side):
+    """The network of the visible cells alone, position by position: one image, one block for each of two stages."""
+    stem, positions = params["stem"], {}
+    cells = {divmod(int(n), image.shape[1] // side) for n in np.flatnonzero(~masked)}
+    for row in range(image.shape[0] // 2):
+        for column in range(image.shape[1] // 2):
+            if (2 * row // side, 2 * column // side) in cells:
+                window = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+                x = np.einsum("ijc,ijcd->d", window, stem["kernel"]) + stem["bias"]
+                positions[row, column] = _standard(x) * params["stem_norm"]["scale"] + params["stem_norm"]["bias"]
+    for stage in ("stage_0", "stage_1"):
+        own = params[stage]
+        if stage == "stage_1":
+            norm, down, coarse = own["downsample_norm"], own["downsample"], {}
+            for (row, column), x in positions.items():
+                y = (_standard(x) * norm["scale"] + norm["bias"]) @ down["kernel"][row % 2, column % 2]
+                coarse[row // 2, column // 2] = coarse.get((row // 2, column // 2), down["bias"]) + y
+            positions = coarse
+        positions = _sparse_block(own["block_0"], positions)
+    return positions
+
+
+def _sparse_block(own, positions):
+    hidden = {}
+    for row, column in positions:
+        y = own["depthwise"]["bias"].copy()
+        for (r, c), x in positions.items():
+            if abs(r - row) <= 3 and abs(c - column) <= 3:
+                y = y + own["depthwise"]["kernel"][r - row + 3, c - column + 3, 0] * x
+        y = (_standard(y) * own["norm"]["scale"] + own["norm"]["bias"]) @ own["up"]["kernel"] + own["up"]["bias"]
+        hidden[row, column] = np.asarray(jax.nn.gelu(y, approximate=False))
+    norms = np.sqrt(sum(np.square(y) for y in hidden.values()))
+    relative = norms / (norms.mean() + 1e-6)
+    return {
+        place: positions[place]
+        + (own["grn"]["scale"] * (y * relative) + own["grn"]["bias"] + y) @ own["down"]["kernel"]
+        + own["down"]["bias"]
+        for place, y in hidden.items()
+    }
+
+
+def test_masked_cells_are_left_out_as_in_a_sparse_network(random_variables):
+    """And their pixels, whatever they are, change nothing."""
+    model = ConvNeXt(depths=(1, 1), widths=(4, 6), stem_size=2, layer_scale=None, grn=True)
+    image = _image(12, 16)
+    masked = np.array([[0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 0], [1, 0] * 6, [0] * 12], bool)
+    variables = random_variables(model, image)
+    found = jax.jit(model.apply)(variables, image, masked=masked)
+    for i in range(3):
+        expected = _sparse(jax.tree.map(np.asarray, variables["params"]), np.asarray(image[i]), masked[i], 4)
+        tokens = np.zeros((3, 4, 6), np.float32)
+        for place, x in expected.items():
+            tokens[place] = x
+        np.testing.assert_allclose(found.tokens[i].reshape(3, 4, 6), tokens, rtol=1e-4, atol=1e-4)
+        norm, mean = variables["params"]["norm"], np.mean(list(expected.values()), axis=0)
+        np.testing.assert_allclose(
+            found.pooled[i], _standard(mean) * norm["scale"] + norm["bias"], rtol=1e-3, atol=1e-3
+        )
+    hidden = np.kron(masked.reshape(3, 3, 4), np.ones((4, 4)))[..., None] > 0
+    others = jax.jit(model.apply)(variables, jnp.where(hidden, jnp.nan, image), masked=masked)
+    np.testing.assert_array_equal(others.tokens, found.tokens)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, image).tokens[2], found.tokens[2], rtol=1e-4, atol=1e-4
+    )

@@ -159,6 +159,11 @@ OTHERS = {
     "decoder of MAE, learned positions": DECODER | dict(positions="learned", prefix_positions=1, mlp_dim=20),
     "predictor of I-JEPA": PREDICTOR,
     "predictor of I-JEPA, learned positions": PREDICTOR | dict(positions="learned", qkv_bias=False),
+    "decoder of FCMAE": dict(name="convnext_decoder", width=12, depth=2),
+    "decoder of data2vec 2": dict(name="conv_decoder", width=10, depth=2, groups=5),
+    "decoder of data2vec 2, another width": dict(name="conv_decoder", width=8, depth=2, kernel_size=5, groups=4),
+    "head of SimMIM": dict(name="pixel_head"),
+    "decoder of context encoders": dict(name="upsampling_decoder", width=12),
     "head of DINO": dict(name="dino_head", out_dim=11, hidden_dim=12, bottleneck_dim=5),
     "head of DINO, learned scale": dict(
         name="dino_head", out_dim=11, hidden_dim=12, bottleneck_dim=5, num_layers=2, learned_scale=True
@@ -195,11 +200,17 @@ def _inputs(label, batch=BATCH):
     random = np.random.default_rng(2)
     text = random.integers(0, 20, (batch, 6), np.int32)
     tokens = random.standard_normal((batch, 5, 10), np.float32)
+    cells = random.standard_normal((batch, 6, 10), np.float32)
     keep = random.permuted(np.tile(np.arange(6, dtype=np.int32), (batch, 1)), axis=1)
     return {
         "text": ((text,), {}),
         "two_tower": ((random.standard_normal((batch, 8, 12, 3), np.float32), text[1:]), {}),
         "masked_decoder": ((tokens, keep[:, :4]), dict(grid=(2, 3), num_pixels=9)),
+        "convnext_decoder": ((cells, keep < 3), dict(grid=(2, 3), num_pixels=9)),
+        "conv_decoder": ((cells,), dict(grid=(2, 3))),
+        **dict.fromkeys(
+            ("pixel_head", "upsampling_decoder"), ((cells,), dict(grid=(2, 3), patch_size=4, channels=2))
+        ),
         "jepa_predictor": ((tokens, keep[None, :, :5], np.stack([keep[:, 4:], keep[:, 2:4]])), dict(grid=(2, 3))),
     }.get(OTHERS[label]["name"], ((random.standard_normal((batch, 10), np.float32),), {}))
 

@@ -7,10 +7,16 @@ import pytest
 
 from vfm_jax.nn.masking import (
     block_masks,
+    draw_counts,
     gather_tokens,
+    hide_count,
+    hide_share,
+    inverse_block_noise,
     mask_by_noise,
     masked_indices,
     masking_noise,
+    random_rectangles,
+    repeat_cells,
     scatter_tokens,
 )
 
@@ -106,3 +112,64 @@ def test_hidden_patches_are_listed_first_and_the_list_is_filled_up():
     index, valid = masked_indices(masked, 3)
     assert index[0, :2].tolist() == [1, 3]
     assert valid.tolist() == [[True, True, False], [False, False, False]]
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.05, 1), (0.5, 10), (0.6, 12), (0.9, 18)])
+def test_a_share_of_cells_is_hidden_rounded_up(key, ratio, hidden):
+    noise = masking_noise(jax.random.split(key, 3), 19)
+    mask = np.asarray(hide_share(noise, ratio))
+    assert mask.sum(axis=1).tolist() == [hidden] * 3
+    assert (np.where(mask, noise, -1).max(axis=1) < np.where(mask, 2, noise).min(axis=1)).all()
+    with pytest.raises(ValueError, match="hides 1 of 1 cells"):
+        hide_share(noise[:, :1], 0.5)
+
+
+def test_repeated_cells_are_squares_of_their_value():
+    finer = repeat_cells(jnp.arange(6).reshape(1, 6), (2, 3), 2)
+    np.testing.assert_array_equal(finer.reshape(4, 6), np.kron(np.arange(6).reshape(2, 3), np.ones((2, 2))))
+
+
+def test_inverse_blocks_keep_squares_and_as_many_patches_as_random_masks_do():
+    keys = jax.random.split(jax.random.key(3), 400)
+    noise = inverse_block_noise(keys, (10, 12), 0.8, 3, 0.07)
+    keep, masked = mask_by_noise(noise, 0.8)
+    assert keep.shape == (400, int(120 * (1 - 0.8)))
+    visible = ~np.asarray(masked).reshape(400, 10, 12)
+    together = (visible[:, 1:] & visible[:, :-1]).sum() / visible[:, 1:].sum()
+    random = ~np.asarray(mask_by_noise(masking_noise(keys, 120), 0.8)[1]).reshape(400, 10, 12)
+    assert together > 0.55 > 0.25 > (random[:, 1:] & random[:, :-1]).sum() / random[:, 1:].sum()
+    # Blocks alone, before patches are added: three by three around their centres, cut at the border.
+    blocks = np.asarray(inverse_block_noise(keys, (10, 12), 0.99, 3, 0.0) < 0).reshape(400, 10, 12)
+    for block in blocks:
+        rows, columns = np.flatnonzero(block.any(axis=1)), np.flatnonzero(block.any(axis=0))
+        assert block.sum() == len(rows) * len(columns)
+        for found, length in ((rows, 10), (columns, 12)):
+            assert len(found) == 3 - (found[0] == 0 and len(found) < 3) - (found[-1] == length - 1 and len(found) < 3)
+
+
+def test_rectangles_cover_their_share_and_lie_anywhere():
+    keys = jax.random.split(jax.random.key(4), 300)
+    masks = np.asarray(random_rectangles(keys, (20, 30), (0.1, 0.4)))
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        assert mask.sum() == len(rows) * len(columns) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    share = masks.mean(axis=(1, 2))
+    assert 0.08 < share.min() < 0.15 and 0.35 < share.max() < 0.43
+    assert masks.any(axis=0).all()
+
+
+def test_counts_are_drawn_from_ranges_at_equal_odds_and_rounded_down():
+    keys = jax.random.split(jax.random.key(3), 4000)
+    counts = np.asarray(draw_counts(keys, ((0.0, 0.0), (0.1, 0.5)), 196))
+    none = counts == 0
+    np.testing.assert_allclose(none.mean(), 0.5, atol=0.03)
+    assert counts[~none].min() == 19 and counts.max() == 97  # 0.1 · 196 = 19.6, and less than 98
+    np.testing.assert_allclose(counts[~none].mean(), 0.3 * 196 - 0.5, atol=1.5)
+
+
+def test_as_many_patches_as_asked_for_are_hidden_in_each_image():
+    noise = masking_noise(jax.random.split(jax.random.key(4), 5), 12)
+    masked = hide_count(noise, jnp.array([0, 1, 5, 11, 12]))
+    np.testing.assert_array_equal(masked.sum(axis=1), [0, 1, 5, 11, 12])
+    shown, hidden = np.where(masked, np.inf, noise).min(axis=1), np.where(masked, noise, -np.inf).max(axis=1)
+    assert (hidden < shown).all()

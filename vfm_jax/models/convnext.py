@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
 from vfm_jax.models.maps import Level, drop_rates, features_of_map, keys_of_layer, refuse_keep, refuse_without_cells
-from vfm_jax.nn.convolutions import Conv, drop_path_of_map
+from vfm_jax.nn.convolutions import Conv, as_tokens, drop_path_of_map
 from vfm_jax.nn.layers import ACTIVATIONS, Dense, LayerNorm, LayerScale
 from vfm_jax.nn.normalization import GlobalResponseNorm
+from vfm_jax.nn.patches import grid_of
+from vfm_jax.nn.pooling import mean_pool
 
 # blocks and width of each stage
 SIZES = {
@@ -81,6 +84,11 @@ class ConvNeXt(nn.Module):
         return self.stem_size * 2 ** (len(self.sizes[0]) - 1)
 
     @property
+    def masked_size(self) -> int:
+        """Pixels along one side of what an entry of `masked` stands for."""
+        return self.patch_size
+
+    @property
     def num_levels(self) -> int:
         """How many stages there are to ask for by `levels`."""
         return len(self.sizes[0])
@@ -91,13 +99,27 @@ class ConvNeXt(nn.Module):
         image: Float[Array, "b h w c"],
         *,
         keep: Int[Array, "b k"] | None = None,
+        masked: Bool[Array, "b n"] | None = None,
         keys: jax.Array | None = None,
         train: bool = False,
     ) -> Features:
         """See `models.interface.Encoder`. Rows and columns of pixels that fill no cell are left out.
 
+        With `masked`, this is a sparse network of the other cells, computed densely (Woo et al., 2023, Sec. 3.1, and
+        the authors' code for TPUs): hidden positions are zero before every convolution, norms see the visible ones
+        alone, hidden tokens come out as zeros and `pooled` is of the visible ones. The authors' code for GPUs takes
+        the global response norm over all images of a device instead of each.
+
+        Args:
+            image: normalised images.
+            keep: not possible; see `masked`.
+            masked: cells of the last stage (n, in raster order) that are not looked at.
+            keys: as of the interface.
+            train: as of the interface.
+
         Raises:
             UserError: `keep` is given, or an image without a cell.
+            ValueError: cells are masked in an image that does not divide into them.
         """
         refuse_keep(keep, "ConvNeXt")
         depths, widths = self.sizes
@@ -106,18 +128,20 @@ class ConvNeXt(nn.Module):
         side = self.stem_size
         x = Conv(widths[0], side, side, 0, kernel_init=_INIT, dtype=self.dtype, name="stem")(image)
         x = LayerNorm(self.norm_epsilon, self.dtype, name="stem_norm")(x)
+        visible = _visible(masked, image, self.patch_size, len(widths))
+        x = _hidden_as_zero(x, visible[0])
         maps: dict[Level, jax.Array] = {"stem": x}
         for i, width in enumerate(widths):
             stage = _Stage(
                 width, i > 0, rates[i], sum(depths[:i]), self.activation, self.layer_scale, self.grn,
                 self.norm_epsilon, self.dtype, name=f"stage_{i}",
             )  # fmt: skip
-            x = maps[i] = stage(x, keys)
+            x = maps[i] = stage(x, keys, visible[i])
         refuse_without_cells(x, image)
         norm = LayerNorm(
             self.norm_epsilon if self.final_norm_epsilon is None else self.final_norm_epsilon, name="norm"
         )
-        mean = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        mean = mean_pool(as_tokens(x), None if masked is None else ~masked)
         if not self.mean_token:
             return features_of_map(x, norm(mean), maps, self.levels)
         features = features_of_map(x, mean, maps, self.levels)
@@ -137,16 +161,32 @@ class _Stage(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None, visible: jax.Array | None) -> jax.Array:
         if self.downsample:
             x = LayerNorm(self.norm_epsilon, self.dtype, name="downsample_norm")(x)
             x = Conv(self.width, 2, 2, 0, kernel_init=_INIT, dtype=self.dtype, name="downsample")(x)
+            x = _hidden_as_zero(x, visible)  # the norm's and the convolution's offsets are everywhere
         for j, rate in enumerate(self.rates):
             block = _Block(
                 self.activation, self.layer_scale, self.grn, self.norm_epsilon, self.dtype, name=f"block_{j}"
             )
-            x = x + drop_path_of_map(keys_of_layer(keys, self.first + j), block(x), rate)
+            branch = drop_path_of_map(keys_of_layer(keys, self.first + j), block(x, visible), rate)
+            x = _hidden_as_zero(x + branch, visible)
         return x
+
+
+def _visible(masked: jax.Array | None, image: jax.Array, patch_size: int, stages: int) -> list[jax.Array | None]:
+    """Which positions of each stage's map are visible (b h w); None for all."""
+    if masked is None:
+        return [None] * stages
+    grid = grid_of((image.shape[1], image.shape[2]), patch_size)
+    cells = rearrange(~masked, "b (h w) -> b h w", h=grid[0])
+    times = [2 ** (stages - 1 - i) for i in range(stages)]
+    return [repeat(cells, "b h w -> b (h down) (w right)", down=side, right=side) for side in times]
+
+
+def _hidden_as_zero(x: jax.Array, visible: jax.Array | None) -> jax.Array:
+    return x if visible is None else jnp.where(visible[..., None], x, 0.0)
 
 
 class _Block(nn.Module):
@@ -159,13 +199,49 @@ class _Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         y = Conv(width, 7, groups=width, kernel_init=_INIT, dtype=self.dtype, name="depthwise")(x)
         y = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(y)
         y = Dense(4 * width, kernel_init=_INIT, dtype=self.dtype, name="up")(y)
         y = lookup(ACTIVATIONS, self.activation, "activation")(y)
         if self.grn:
-            y = GlobalResponseNorm(name="grn")(y)
+            y = GlobalResponseNorm(name="grn")(y, visible)
         y = Dense(width, kernel_init=_INIT, dtype=self.dtype, name="down")(y)
         return y if self.layer_scale is None else LayerScale(self.layer_scale, name="scale")(y)
+
+
+class ConvNeXtDecoder(nn.Module):
+    """FCMAE's decoder: visible tokens and mask tokens through blocks of ConvNeXt V2 to the pixels of every cell.
+
+    Reference: Woo et al., 2023 (arXiv:2301.00808), Sec. 3.1; defaults are the paper's.
+
+    Attributes:
+        width: of the blocks.
+        depth: number of blocks.
+    """
+
+    width: int = 512
+    depth: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n d"], masked: Bool[Array, "b n"], grid: tuple[int, int], num_pixels: int
+    ) -> Float[Array, "b n p"]:
+        """Pixels of every cell, visible ones included.
+
+        Args:
+            tokens: of all cells, in raster order; those of hidden ones do not matter.
+            masked: the hidden ones.
+            grid: rows and columns of cells.
+            num_pixels: values to predict per cell.
+        """
+        x = Dense(self.width, kernel_init=_INIT, dtype=self.dtype, name="embed")(tokens)
+        mask_token = self.param("mask_token", _INIT, (self.width,), jnp.float32)
+        x = jnp.where(masked[:, :, None], mask_token[None, None].astype(x.dtype), x)
+        x = rearrange(x, "b (h w) d -> b h w d", h=grid[0])
+        for i in range(self.depth):
+            x = x + _Block("gelu", None, True, 1e-6, self.dtype, name=f"block_{i}")(x)
+        pixels = Dense(num_pixels, kernel_init=_INIT, dtype=self.dtype, name="pixels")
+        return pixels(as_tokens(x)).astype(jnp.float32)  # float32: compared with pixels

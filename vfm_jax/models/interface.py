@@ -14,6 +14,9 @@ class Encoder(Protocol):
     Attributes:
         patch_size: pixels along one side of what one token of `tokens` stands for.
         num_levels: intermediate outputs there are to ask for, by the field `levels`.
+
+    Encoders that patches can be hidden from have `masked_size` too, pixels along one side, and their calls take
+    `masked` (b n, in raster order): squares of that size whose pixels they do not look at.
     """
 
     patch_size: int

@@ -389,6 +389,11 @@ class Swin(nn.Module):
         return self.patch * 2 ** (len(self.sizes[1]) - 1)
 
     @property
+    def masked_size(self) -> int:
+        """Pixels along one side of what an entry of `masked` stands for."""
+        return self.patch
+
+    @property
     def num_levels(self) -> int:
         """How many stages there are to ask for by `levels`."""
         return len(self.sizes[1])

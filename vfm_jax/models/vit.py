@@ -119,6 +119,7 @@ class ViT(nn.Module):
             authors draw once for the batch); see `nn.positions.augment_coordinates`.
         rope_jitter: see there.
         rope_rescale: see there.
+        levels_of: a level is the output of the "block", or of its "mlp" before it is added (data2vec 2).
     """
 
     variant: str = "S/16"
@@ -168,11 +169,15 @@ class ViT(nn.Module):
     rope_shift: float | None = None
     rope_jitter: float | None = None
     rope_rescale: float | None = None
+    levels_of: str = "block"
 
     @property
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
         return patch_size_of(self.variant)
+    def masked_size(self) -> int:
+        """Pixels along one side of what an entry of `masked` stands for."""
+        return self.patch_size
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -240,6 +245,7 @@ class ViT(nn.Module):
             out_bias=self.out_bias,
             qk_norm=self.qk_norm,
             relative=self.relative_positions == "block",
+            levels_of=self.levels_of,
         )
 
         def norm(name: str) -> nn.Module:

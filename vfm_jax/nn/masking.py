@@ -1,6 +1,7 @@
 """Which patches are hidden."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -172,5 +173,60 @@ def inverse_block_noise(
         inside = (down >= first) & (down < first + block_size) & (right >= first) & (right < first + block_size)
         noise = jax.random.uniform(noise_key, (num_patches,), jnp.float32)
         return jnp.where(jnp.any(inside, axis=0), noise - 1, noise)
+
+    return jax.vmap(one)(keys)
+
+
+def draw_counts(keys: jax.Array, shares: Sequence[tuple[float, float]], num_patches: int) -> Int[Array, " b"]:
+    """How many of `num_patches` to hide of each example, rounded down.
+
+    One of the ranges of `shares` is chosen, all at the same odds, and the share drawn evenly from it: ((0, 0),
+    (0.1, 0.5)) hides nothing in half of the images and a tenth to a half of the patches in the others (iBOT).
+
+    Reference: Zhou et al., iBOT, 2021 (arXiv:2111.07832), Sec. 4.1, and `ImageFolderMask` of their code.
+    """
+    ranges = jnp.asarray(shares, jnp.float32)
+
+    def one(key: jax.Array) -> jax.Array:
+        chosen_key, place_key = jax.random.split(key)
+        low, high = ranges[jax.random.randint(chosen_key, (), 0, len(shares))]
+        share = low + (high - low) * jax.random.uniform(place_key, (), jnp.float32)
+        return jnp.floor(share * num_patches).astype(jnp.int32)
+
+    return jax.vmap(one)(keys)
+
+
+def hide_count(noise: Float[Array, "b n"], num_masked: Int[Array, " b"]) -> Bool[Array, "b n"]:
+    """Where patches are hidden: the `num_masked` of lowest noise of each example."""
+    return jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < num_masked[:, None]
+
+
+def random_rectangles(
+    keys: jax.Array, size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float] = (0.5, 2.0)
+) -> Bool[Array, "b h w"]:
+    """A rectangle of pixels in each image, drawn from one key per example.
+
+    Args:
+        keys: one per example.
+        size: height and width of the images.
+        area: least and greatest share of the image that it covers, in (0, 1), before sides are rounded and cut.
+        aspect: least and greatest height over width; drawn evenly in the logarithm.
+    """
+    height, width = size
+
+    def one(key: jax.Array) -> jax.Array:
+        share, shape, top, left = jax.random.uniform(key, (4,), jnp.float32)
+        pixels = (area[0] + (area[1] - area[0]) * share) * height * width
+        ratio = jnp.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * shape)
+        rows = jnp.clip(jnp.round(jnp.sqrt(pixels * ratio)), 1, height)
+        columns = jnp.clip(jnp.round(jnp.sqrt(pixels / ratio)), 1, width)
+        first_row, first_column = jnp.floor(top * (height - rows + 1)), jnp.floor(left * (width - columns + 1))
+        row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)[None]
+        return (
+            (row >= first_row)
+            & (row < first_row + rows)
+            & (column >= first_column)
+            & (column < first_column + columns)
+        )
 
     return jax.vmap(one)(keys)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class BatchNorm(nn.Module):
@@ -103,10 +103,14 @@ class GlobalResponseNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(
+        self, x: Float[Array, "b h w d"], visible: Bool[Array, "b h w"] | None = None
+    ) -> Float[Array, "b h w d"]:
+        """The map after it; norms are taken over the `visible` cells alone, where they are given."""
         scale = self.param("scale", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
+        seen = x.astype(jnp.float32) if visible is None else jnp.where(visible[..., None], x.astype(jnp.float32), 0.0)
+        squares = jnp.sum(jnp.square(seen), axis=(1, 2), keepdims=True)
         # The square root has no slope at a channel that is zero everywhere (dead, or outside a mask).
         norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         relative = norms / (jnp.mean(norms, axis=-1, keepdims=True) + self.epsilon)

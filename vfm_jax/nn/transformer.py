@@ -63,6 +63,7 @@ class GatedMlp(nn.Module):
 
 MLPS = {"mlp": Mlp, "swiglu": GatedMlp}
 NORM_ORDERS = ("pre", "post")
+LEVELS_OF = ("block", "mlp")
 
 
 class Block(nn.Module):
@@ -128,13 +129,20 @@ class Block(nn.Module):
         where: RelativeIndex | None = None,
     ) -> Float[Array, "b n d"]:
         """The tokens after this block; `mask`, `bias`, `rope` and `where` as in `SelfAttention`."""
+        return self.with_mlp(x, keys, drop_rate, mask=mask, bias=bias, rope=rope, where=where)[0]
+
+    def with_mlp(
+        self, x: Float[Array, "b n d"], keys: jax.Array | None, drop_rate: float | jax.Array, **told: Any
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
+        """The tokens after this block, and what its MLP gave before it was added."""
         keys1, keys2 = (None, None) if keys is None else _two_streams(keys)
-        told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
         if self.norm_order == "post":
             x = self.norm1(x + drop_path(keys1, self.scale1(self.attention(x, **told)), drop_rate))
-            return self.norm2(x + drop_path(keys2, self.scale2(self.mlp(x)), drop_rate))
+            mixed = self.mlp(x)
+            return self.norm2(x + drop_path(keys2, self.scale2(mixed), drop_rate)), mixed
         x = x + drop_path(keys1, self.scale1(self.attention(self.norm1(x), **told)), drop_rate)
-        return x + drop_path(keys2, self.scale2(self.mlp(self.norm2(x))), drop_rate)
+        mixed = self.mlp(self.norm2(x))
+        return x + drop_path(keys2, self.scale2(mixed), drop_rate), mixed
 
     def attention_weights(self, x: Float[Array, "b n d"], **told: Any) -> Float[Array, "b heads n n"]:
         """Of this block, for its input x."""
@@ -177,6 +185,7 @@ class Transformer(nn.Module):
         mlp_bias: the MLPs have offsets; and so `qkv_bias`, `key_bias`, `out_bias`, `qk_norm` as in `SelfAttention`.
         relative: a table of relative positions in every block; calls then need `where`.
         causal: a token looks at no later one.
+        levels_of: what is returned as a level: the output of the "block", or of its "mlp" before it is added.
     """
 
     width: int
@@ -201,12 +210,15 @@ class Transformer(nn.Module):
     qk_norm: bool = False
     relative: bool = False
     causal: bool = False
+    levels_of: str = "block"
 
     def setup(self) -> None:
         if self.width % self.heads:
             raise UserError(f"A width of {self.width} does not divide into {self.heads} heads.")
         if self.norm_order not in NORM_ORDERS:
             raise UserError(f"norm_order is {' or '.join(NORM_ORDERS)}; found {self.norm_order!r}.")
+        if self.levels_of not in LEVELS_OF:
+            raise UserError(f"levels_of is {' or '.join(LEVELS_OF)}; found {self.levels_of!r}.")
         lookup(ACTIVATIONS, self.activation, "activation")
         lookup(NORMS, self.norm, "norm")
         lookup(MLPS, self.mlp_kind, "mlp")
@@ -271,9 +283,10 @@ class Transformer(nn.Module):
         keys = keys if self.drop_path > 0 else None
         wanted = places_of_levels(levels, self.depth)
 
-        def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> jax.Array:
+        def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
             own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)
-            return self.block.apply({"params": params}, x, own, rate, **told)
+            x, mixed = self.block.apply({"params": params}, x, own, rate, **told, method="with_mlp")
+            return x, x if self.levels_of == "block" else mixed
 
         if self.remat != "none":
             policy = lookup(REMAT_POLICIES, self.remat, "remat")
@@ -282,13 +295,13 @@ class Transformer(nn.Module):
         if not self.scan:
             outputs = []
             for i, params in enumerate(layers):
-                x = run(x, params, jnp.asarray(rates[i]), jnp.asarray(i))
-                outputs.append(x)
+                x, output = run(x, params, jnp.asarray(rates[i]), jnp.asarray(i))
+                outputs.append(output)
             return x, tuple(outputs[i] for i in wanted)
 
         def turn(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-            x = run(x, *layer)
-            return x, x if wanted else None
+            x, output = run(x, *layer)
+            return x, output if wanted else None
 
         def stack(path: tuple[Any, ...], *leaves: jax.Array) -> jax.Array:
             return jnp.stack([self._as_used(path, leaf) for leaf in leaves])

@@ -5,6 +5,8 @@ from vfm_jax.objectives.byol import byol
 from vfm_jax.objectives.clip import clip
 from vfm_jax.objectives.combine import combine
 from vfm_jax.objectives.dino import dino
+from vfm_jax.objectives.dinov2 import dinov2
+from vfm_jax.objectives.dinov3 import dinov3
 from vfm_jax.objectives.lejepa import lejepa
 from vfm_jax.objectives.mae import mae
 from vfm_jax.objectives.moco import moco
@@ -23,6 +25,8 @@ OBJECTIVES = {
     "clip": clip,
     "combine": combine,
     "dino": dino,
+    "dinov2": dinov2,
+    "dinov3": dinov3,
     "lejepa": lejepa,
     "mae": mae,
     "moco": moco,

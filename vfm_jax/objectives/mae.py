@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from vfm_jax.core.keys import example_keys, stream
-from vfm_jax.losses.reconstruction import masked_patch_mse, standardize_patches
+from vfm_jax.losses.reconstruction import masked_patch_mse, restore_patches, standardize_patches
 from vfm_jax.nn.masking import mask_by_noise, masking_noise
 from vfm_jax.nn.patches import grid_of, patchify, unpatchify
-from vfm_jax.objectives.interface import Objective, Variables, carry_nothing, encoder_predictions
+from vfm_jax.objectives.interface import Objective, Variables, carry_nothing, encoder_predictions, pictures
 
 
 class Reconstruction(NamedTuple):
@@ -67,18 +67,11 @@ def mae(encoder: Any, decoder: Any, *, mask_ratio: float = 0.75, normalize_targe
         """Original and reconstructed images (b h w c), as normalised, and which pixels were hidden (1.0)."""
         images = batch["image"]
         made = reconstruct(variables.params, images, patch_noise(batch, jax.random.key(0)))
-        patches = made.prediction
-        if normalize_target:  # the decoder predicts standardised patches: give each its own mean and deviation back
-            mean = jnp.mean(made.target, axis=-1, keepdims=True)
-            deviation = jnp.sqrt(jnp.var(made.target, axis=-1, keepdims=True, ddof=1) + 1e-6)
-            patches = patches * deviation + mean
-        hidden = jnp.broadcast_to(made.masked[:, :, None], patches.shape)
+        patches = restore_patches(made.prediction, made.target) if normalize_target else made.prediction
         grid = grid_of(images.shape[1:3], encoder.patch_size)
-        return {
-            "original": images,
-            "reconstructed": unpatchify(jnp.where(hidden, patches, made.target), grid, encoder.patch_size),
-            "hidden": unpatchify(hidden.astype(jnp.float32), grid, encoder.patch_size),
-        }
+        hidden = jnp.broadcast_to(made.masked[:, :, None], made.target.shape)
+        painted, hidden = (unpatchify(some, grid, encoder.patch_size) for some in (patches, hidden))
+        return pictures(images, painted, hidden)
 
     predict = encoder_predictions(encoder) | {"reconstruction": reconstruction}
     return Objective(
