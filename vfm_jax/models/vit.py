@@ -175,9 +175,11 @@ class ViT(nn.Module):
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
         return patch_size_of(self.variant)
+    @property
     def masked_size(self) -> int:
         """Pixels along one side of what an entry of `masked` stands for."""
         return self.patch_size
+
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
