@@ -125,8 +125,8 @@ class Prototypes(nn.Module):
     Attributes:
         num_prototypes: how many outputs.
         learned_scale: g is learned; else it is 1.
-        through_length: the gradient goes through ‖w‖ too, and so never changes it at first order. False is for weights
-            that are set to unit length after each update (SwAV): their gradient is that of a linear layer.
+        through_length: the gradient goes through ‖w‖ too, and so never changes it at first order. False is for
+            weights that are set to unit length after each update (SwAV): their gradient is that of a linear layer.
     """
 
     num_prototypes: int
