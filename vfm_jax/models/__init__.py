@@ -10,7 +10,7 @@ from vfm_jax.models.two_tower import two_tower
 from vfm_jax.models.vgg import VGG
 from vfm_jax.models.vit import ViT
 from vfm_jax.nn.decoders import JepaPredictor, MaskedDecoder
-from vfm_jax.nn.heads import DinoHead, LinearHead, ProjectionHead
+from vfm_jax.nn.heads import DinoHead, LinearHead, ProjectionHead, Prototypes
 from vfm_jax.nn.map_decoders import ConvDecoder, PixelHead, UpsamplingDecoder
 
 MODELS = {
@@ -31,5 +31,6 @@ MODELS = {
     "jepa_predictor": JepaPredictor,
     "dino_head": DinoHead,
     "projection_head": ProjectionHead,
+    "prototypes": Prototypes,
     "linear_head": LinearHead,
 }
