@@ -7,6 +7,7 @@ from vfm_jax.objectives.combine import combine
 from vfm_jax.objectives.dino import dino
 from vfm_jax.objectives.dinov2 import dinov2
 from vfm_jax.objectives.dinov3 import dinov3
+from vfm_jax.objectives.ibot import ibot
 from vfm_jax.objectives.lejepa import lejepa
 from vfm_jax.objectives.mae import mae
 from vfm_jax.objectives.moco import moco
@@ -27,6 +28,7 @@ OBJECTIVES = {
     "dino": dino,
     "dinov2": dinov2,
     "dinov3": dinov3,
+    "ibot": ibot,
     "lejepa": lejepa,
     "mae": mae,
     "moco": moco,
