@@ -18,6 +18,7 @@ from vfm_jax.objectives.simclr import simclr
 from vfm_jax.objectives.simsiam import simsiam
 from vfm_jax.objectives.supcon import supcon
 from vfm_jax.objectives.supervised import supervised
+from vfm_jax.objectives.swav import swav
 from vfm_jax.objectives.vicreg import vicreg
 
 OBJECTIVES = {
@@ -39,5 +40,6 @@ OBJECTIVES = {
     "simsiam": simsiam,
     "supcon": supcon,
     "supervised": supervised,
+    "swav": swav,
     "vicreg": vicreg,
 }
