@@ -41,10 +41,12 @@ LAZY = {
     "orbax",
     "pyarrow",
     "rich",
+    "sentencepiece",
     "skimage",
     "sklearn",
     "tensorboardX",
     "tensorflow_datasets",
+    "tokenizers",
     "wandb",
 }
 

@@ -5,6 +5,7 @@ function's keywords. Unknown fields are refused before anything is built.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from vfm_jax.core.types import Batch
 from vfm_jax.data.device import Prefetch, prefetch
 from vfm_jax.data.pipeline import eval_batches, train_batches
 from vfm_jax.data.sources import SOURCES, Source
+from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
 from vfm_jax.evaluators.interface import check_evaluator
 from vfm_jax.models import MODELS
@@ -132,6 +134,16 @@ class Experiment:
         )
         return (global_batch(batch, self.mesh) for batch in host)
 
+    def keep_vocabulary(self, workdir: pathlib.Path) -> None:
+        """Writes what turns texts into ids beside the run, or finds that the run was begun with the same.
+
+        Raises:
+            UserError: it was begun with another.
+        """
+        tokenizer = getattr(self.source, "tokenizer", None)
+        if tokenizer is not None and jax.process_index() == 0:
+            keep_tokenizer(tokenizer, workdir)
+
     def run_evaluators(
         self,
         evaluators: Mapping[str, Evaluator],
@@ -237,6 +249,8 @@ def build_experiment(
     if evals:
         for split in ("train", "test"):
             overlay = dict(eval_data.get(split, {}))
+            if overlay and "name" not in overlay and hasattr(source, "tokenizer"):
+                overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
             eval_sources[split] = build(SOURCES, fields | overlay, where) if overlay else source
 
@@ -253,9 +267,10 @@ def build_experiment(
     if evals and not eval_views:
         raise UserError("config.evals needs config.eval_views: what evaluators see, without randomness.")
     train_views, test_views = _build_views(views, mix), build_views(eval_views) if eval_views else None
-    sample = _sample(source.image_shape)
+    sample = _sample(source)
     abstract = _abstract_variables(built_objective, train_views, sample)
     _check_labels(source, networks, "config.networks")
+    _check_texts(source, networks, "config.networks")
     update = make_optimizer(abstract.params, _with_schedules(optimizer, clock, "config.optimizer"), rate)
     frozen_steps = read_duration(init, "freeze", clock, "config.init", 0)
     if frozen_steps and stage == 0:
@@ -498,9 +513,11 @@ def _baseline_evaluators(baseline: str, evals: Mapping[str, Any]) -> dict[str, E
     evaluators = {}
     for name, spec in evals.items():
         fields = _evaluator_fields(name, spec)
-        if "pool" in keywords(EVALUATORS[fields["name"]]):
-            pixels = {"pool": "pixels"} if baseline == "raw_pixels" else {}
-            evaluators[name] = build(EVALUATORS, fields | pixels, f"config.evals.{name}")
+        pools = "pool" in keywords(EVALUATORS[fields["name"]])
+        pixels = {"pool": "pixels"} if pools and baseline == "raw_pixels" else {}
+        built = build(EVALUATORS, fields | pixels, f"config.evals.{name}")
+        if pools or ("text_features" in built.needs and baseline == "random_init"):
+            evaluators[name] = built
     return evaluators
 
 
@@ -528,11 +545,15 @@ def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: 
     return fields
 
 
-def _sample(image_shape: tuple[int, int, int]) -> Batch:
-    height, width, _ = image_shape
+def _sample(source: Source) -> Batch:
+    height, width, _ = source.image_shape
     numbers = {name: np.zeros(2, np.int32) for name in ("label", "index", "epoch")}
     sizes = np.broadcast_to(np.array([height, width], np.int32), (2, 2))
-    return {"image": np.zeros((2, *image_shape), np.uint8), "size": sizes, "valid": np.ones(2, bool)} | numbers
+    fields = {"image": np.zeros((2, *source.image_shape), np.uint8), "size": sizes, "valid": np.ones(2, bool)}
+    if (text_shape := getattr(source, "text_shape", None)) is not None:
+        texts = np.zeros((2, *text_shape), np.int32)
+        fields |= {"text": texts[:, 0], "texts": texts, "num_texts": np.ones(2, np.int32)}
+    return fields | numbers
 
 
 def _abstract_variables(objective: Objective, views: Callable[..., Batch], sample: Batch) -> Variables:
@@ -555,6 +576,20 @@ def _check_labels(source: Source, networks: Mapping[str, Any], where: str) -> No
             raise UserError(
                 f"{where}.{role}.num_classes is {spec['num_classes']}, but the data has "
                 f"{len(source.class_names)} classes. Set it to {len(source.class_names)}."
+            )
+
+
+def _check_texts(source: Source, networks: Mapping[str, Any], where: str) -> None:
+    """Refuses a text network without room for the data's token ids: a lookup past the end is no error in JAX."""
+    tokenizer = getattr(source, "tokenizer", None)
+    if tokenizer is None:
+        return
+    for role, spec in networks.items():
+        known = spec.get("vocabulary", getattr(lookup(MODELS, spec["name"], where), "vocabulary", None))
+        if known is not None and known < tokenizer.vocabulary_size:
+            raise UserError(
+                f"{where}.{role}.vocabulary is {known}, but the tokenizer has {tokenizer.vocabulary_size} ids. "
+                f"Set it to {tokenizer.vocabulary_size}."
             )
 
 

@@ -17,7 +17,7 @@ from vfm_jax.core.types import Batch
 
 Views = Callable[[Key[Array, ""], Batch], dict[str, Any]]
 View = Callable[[Key[Array, ""], Float[Array, "h w c"], Size], Float[Array, "..."]]
-KEPT = ("label", "index", "epoch", "valid")  # fields of a batch that are no images
+KEPT = ("label", "index", "epoch", "valid", "text", "texts", "num_texts")  # fields of a batch that are no images
 
 
 @contextlib.contextmanager

@@ -65,6 +65,12 @@ class TrainingOrder:
             index[here] = permuted(position[here], self.num_examples, (self.seed, self.stage, int(one)))
         return index, epoch.astype(np.int32), np.ones(len(index), np.bool_)
 
+    def choose(self, index: np.ndarray, epoch: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Which of `count` texts a record has in an epoch (int64): each with the same probability."""
+        keys = np.random.SeedSequence((self.seed, self.stage, 1)).generate_state(2, np.uint64)
+        drawn = _mix(_mix(np.asarray(index, np.uint64) ^ keys[0]) + np.asarray(epoch, np.uint64) ^ keys[1])
+        return (drawn % np.asarray(count, np.uint64)).astype(np.int64)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOrder:
@@ -85,3 +91,8 @@ class EvaluationOrder:
         valid = position < len(self)
         index = np.where(valid, position * self.num_examples // len(self), 0)
         return index, np.zeros(len(index), np.int32), valid
+
+    def choose(self, index: np.ndarray, epoch: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """The first text of every record."""
+        del epoch, count
+        return np.zeros(len(index), np.int64)

@@ -87,8 +87,9 @@ def train_batches(
     """Shuffled batches without end: every record exactly once an epoch, each epoch in another order.
 
     Fields: `image`, `size`, `label`, `index` as the source has them, with the batch axis first; `epoch` int32 (b,);
-    `valid` bool (b,), always true. A batch may span two epochs. The rows of all processes, put one after the other,
-    are the batch that one process alone would have read.
+    `valid` bool (b,), always true; where it has texts, `text` int32 (b, l), the one drawn, beside all of them. A
+    batch may span two epochs. The rows of all processes, put one after the other, are the batch that one process
+    alone would have read.
 
     Args:
         source: where the records come from.
@@ -158,12 +159,15 @@ class _Reader:
             rows = read_many(index)
         else:
             examples = [_read(self.source, i) if good else None for i, good in zip(index, valid, strict=True)]
-            rows = _stack(examples, self.source.image_shape)
+            rows = _stack(examples, self.source)
         if not valid.all():
             rows = {
                 name: np.where(_like(valid, values), values, 0).astype(values.dtype) for name, values in rows.items()
             }
             rows["size"][~valid] = self.source.image_shape[:2]
+        if "texts" in rows:
+            chosen = self.order.choose(index, epoch, np.maximum(rows["num_texts"], 1))
+            rows["text"] = rows["texts"][np.arange(len(index)), chosen]
         return rows | {"epoch": epoch, "valid": valid}
 
 
@@ -180,14 +184,17 @@ def _read(source: Source, index: int) -> HostBatch:
         raise TrainingError(f"Cannot read {source.name(int(index))}: {type(error).__name__}: {error}") from error
 
 
-def _stack(examples: Sequence[HostBatch | None], image_shape: tuple[int, int, int]) -> HostBatch:
+def _stack(examples: Sequence[HostBatch | None], source: Source) -> HostBatch:
     """The batch axis first; zeros for None."""
     out = {
-        "image": np.zeros((len(examples), *image_shape), np.uint8),
+        "image": np.zeros((len(examples), *source.image_shape), np.uint8),
         "size": np.zeros((len(examples), 2), np.int32),
         "label": np.zeros(len(examples), np.int32),
         "index": np.zeros(len(examples), np.int32),
     }
+    if (text_shape := getattr(source, "text_shape", None)) is not None:
+        out["texts"] = np.zeros((len(examples), *text_shape), np.int32)
+        out["num_texts"] = np.zeros(len(examples), np.int32)
     for row, example in enumerate(examples):
         if example is not None:
             for name, value in example.items():

@@ -73,6 +73,7 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     # All of them first: every mistake shows before any work.
     experiments = [from_recipe(stage.recipe, i) for i, stage in enumerate(stages)]
     run = Run(workdir, recipe, stages, experiments)
+    experiments[0].keep_vocabulary(workdir)
     with _Stop() as stop:
         try:
             donor = _start(recipe)
@@ -107,6 +108,7 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str] | None) 
             experiment = from_recipe(stage.recipe)
             if not experiment.evaluations:
                 raise UserError("The recipe has no config.evals: nothing to evaluate.")
+            experiment.keep_vocabulary(pathlib.Path(workdir).absolute())
             _, _, abstract = _blank_state(experiment)
             with Checkpoints(directory) as checkpoints:
                 found = checkpoints.restore(abstract)

@@ -7,6 +7,13 @@ An example is a dict of numpy values:
     label  int32 ()         class id, or -1 where there is none
     index  int32 ()         the record's place in the source
 
+One with texts has beside them
+
+    texts      int32 (t, l)  token ids, filled up with rows of zeros
+    num_texts  int32 ()      how many of the rows are texts
+
+of which the pipeline makes `text` (l): one drawn in each epoch in training, the first in evaluation.
+
 A source whose records lie in memory may add `__getitems__(indices)`, which gives the same dict for many records at
 once (the batch axis first); the pipeline then never touches single records.
 """
@@ -15,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vfm_jax.data.sources import arrays, embedded, folder, tfds
+from vfm_jax.data.sources import arrays, embedded, folder, pairs, tfds
 
 
 class Source(Protocol):
@@ -24,6 +31,8 @@ class Source(Protocol):
     Attributes:
         class_names: by class id, or None for unlabelled images.
         image_shape: height, width and channels of the canvas.
+
+    A source with texts has two more: `text_shape`, the t and l of its texts, and their `tokenizer`.
     """
 
     class_names: tuple[str, ...] | None
@@ -42,6 +51,8 @@ SOURCES = {
     "arrays": arrays.arrays,
     "folder": folder.folder,
     "mnist5k": embedded.mnist5k,
+    "pairs": pairs.pairs,
+    "photo_pairs": embedded.photo_pairs,
     "photos": embedded.photos,
     "tfds": tfds.tfds,
 }

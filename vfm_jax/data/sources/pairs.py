@@ -1,0 +1,405 @@
+"""Images with texts: a table of captions, COCO's json, a text beside each image, or tar shards of such."""
+
+import collections
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.tables import nearest
+from vfm_jax.data.decode import EXTENSIONS, canvas_shape, decode, fit_canvas
+from vfm_jax.data.sources.location import existing
+from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
+from vfm_jax.data.tokenizer import LEARNED, Tokenizer, make_tokenizer
+
+_TABLES = (".csv", ".tsv", ".txt")
+_IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "filepath", "path", "image_path", "image_name", "img")
+_TEXT_COLUMNS = ("caption", "text", "description", "title", "comment")
+_LEARNED_FROM = 200_000  # records whose captions make a learned vocabulary; evenly spaced where there are more
+
+Captions = Sequence[str]
+
+
+class Folder:
+    """The files below a folder, by their paths in it."""
+
+    def __init__(self, root: pathlib.Path):
+        """Takes the folder; hidden files and folders are passed over."""
+        self._root = root
+        self.names: list[str] = []
+        for place, folders, files in os.walk(root, followlinks=False):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            inside = os.path.relpath(place, root)
+            self.names += [os.path.normpath(os.path.join(inside, n)) for n in sorted(files) if not n.startswith(".")]
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+    def describe(self, name: str = "") -> str:
+        return str(self._root / name)
+
+
+class Shards:
+    """The members of tar files, by their paths in them; of several tar files, after the name of each.
+
+    Nothing is unpacked: a member is read where it lies.
+    """
+
+    def __init__(self, tars: Sequence[pathlib.Path]):
+        """Reads the headers of all members.
+
+        Raises:
+            UserError: a file that is no plain tar, or is cut off.
+        """
+        self._tars = list(tars)
+        self._members: dict[str, tuple[int, int, int]] = {}  # name -> number of the tar, first byte, bytes
+        for number, tar in enumerate(self._tars):
+            size = tar.stat().st_size
+            try:
+                with tarfile.open(tar, "r:") as opened:
+                    for member in opened:
+                        if member.isfile():
+                            if member.offset_data + member.size > size:
+                                raise tarfile.ReadError(f"{member.name} is cut off")
+                            name = member.name if len(self._tars) == 1 else f"{tar.stem}/{member.name}"
+                            self._members[os.path.normpath(name)] = (number, member.offset_data, member.size)
+            except (tarfile.TarError, OSError) as error:
+                raise UserError(
+                    f"Cannot read {tar} as a tar file ({error}). Compressed ones have no random access: unpack them."
+                ) from error
+        self.names = list(self._members)
+
+    def read(self, name: str) -> bytes:
+        number, first, size = self._members[name]
+        with open(self._tars[number], "rb") as opened:
+            opened.seek(first)
+            return opened.read(size)
+
+    def describe(self, name: str = "") -> str:
+        if not name:
+            return str(self._tars[0] if len(self._tars) == 1 else self._tars[0].parent)
+        return f"{self._tars[self._members[name][0]]}, {name}"
+
+
+class Texts(NamedTuple):
+    """How the captions of one image become the fields of an example.
+
+    Attributes:
+        tokenizer: text -> ids.
+        length: ids of each text.
+        most: texts of an image at most; the first ones count.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    most: int
+
+    def fields(self, captions: Captions) -> dict[str, np.ndarray]:
+        """`texts` (t l), zeros where there are fewer, and `num_texts`; int32."""
+        chosen = captions[: self.most]
+        ids = np.zeros((self.most, self.length), np.int32)
+        for row, caption in zip(ids, chosen, strict=False):
+            row[:] = self.tokenizer.encode(caption, self.length)
+        return {"texts": ids, "num_texts": np.asarray(len(chosen), np.int32)}
+
+
+class PairSource:
+    """Image files and their captions, read when asked for. See `vfm_jax.data.sources.Source`."""
+
+    class_names = None
+
+    def __init__(
+        self,
+        files: Folder | Shards,
+        images: list[str],
+        captions: list[Captions] | None,
+        sidecars: list[str] | None,
+        texts: Texts,
+        image_shape: tuple[int, int, int],
+    ):
+        """Takes names of images and, of each, its captions or the name of the file beside it."""
+        self._files, self._images, self._captions, self._sidecars = files, images, captions, sidecars
+        self._texts = texts
+        self.tokenizer = texts.tokenizer
+        self.text_shape = (texts.most, texts.length)
+        self.image_shape = image_shape
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        pixels = decode(self._files.read(self._images[index]), name=self.name(index), channels=self.image_shape[2])
+        image, size = fit_canvas(pixels, self.image_shape[:2])
+        return {
+            "image": image,
+            "size": size,
+            "label": np.asarray(-1, np.int32),
+            "index": np.asarray(index, np.int32),
+            **self._texts.fields(self.captions(index)),
+        }
+
+    def captions(self, index: int) -> Captions:
+        """The texts of a record."""
+        if self._captions is not None:
+            return self._captions[index]
+        assert self._sidecars is not None
+        return (_read_sidecar(self._files, self._sidecars[index]),)
+
+    def name(self, index: int) -> str:
+        return self._files.describe(self._images[index])
+
+
+def pairs(
+    path: str,
+    *,
+    captions: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    split: str | None = None,
+    skip_missing: bool = False,
+    tokenizer: Mapping[str, Any] | Tokenizer = LEARNED,
+    text_length: int = 64,
+    max_texts: int | None = None,
+    canvas_size: int | tuple[int, int] = 256,
+    channels: int = 3,
+) -> PairSource:
+    """Images and the texts that describe them, in the order of the images' names.
+
+    The captions are found by themselves: files KEY.txt or KEY.json (field "caption") beside KEY.jpg, as in
+    webdataset shards; or one table or COCO json with "caption" in its name. A table has a row for each text, and its
+    columns of images and texts are known by their names; rows of one image are its texts. In training one text of an
+    image is drawn in each epoch, and in evaluation the first stands for it.
+
+    Args:
+        path: a folder, a tar file, a folder of tar shards, or the table or json itself, beside its images.
+        captions: the table (.csv, .tsv, .txt) or COCO json, by its path in the folder or tar; needed among several.
+        image_column: column of the images' names; by default the first of the usual ones.
+        text_column: column of the texts; the same.
+        split: a part of the images, as "all[:90%]". An image is in one part, with all of its texts.
+        skip_missing: do without texts whose image is not there, and images without a text.
+        tokenizer: of `data.tokenizer`, by name with its keywords.
+        text_length: token ids of each text; longer ones are cut.
+        max_texts: of an image, the first so many; None for all. Of a KEY.txt the whole is one text.
+        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
+        channels: 3 (colour) or 1 (gray).
+
+    Raises:
+        UserError: nothing there, no captions or several kinds of them, images without texts or texts without images.
+    """
+    canvas = canvas_shape(canvas_size)
+    if channels not in (1, 3):
+        raise UserError(f"config.data.channels is {channels!r}; image files are read as 3 (colour) or 1 (gray).")
+    for field, value in {"text_length": text_length, "max_texts": max_texts}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"config.data.{field} is {value!r}; expected a whole number, one or more.")
+    files, captions = _opened(existing(path, "config.data.path"), captions)
+    found, missing = _find(files, captions, image_column, text_column)
+    if not found or (missing and not skip_missing):
+        raise UserError(_lacking(files, found, missing))
+    images = sorted(found)
+    part = parse_split(split)
+    if part.name != ALL:
+        raise UserError(
+            f"split is {split!r}; pairs have no named splits. Take a part, as 'all[:90%]', or the table or json of "
+            "that split: config.data.captions='annotations/captions_val2017.json'."
+        )
+    if (part.start, part.stop) != (0, 100):
+        images = [images[row] for row in rows_of(part, images)]
+    held = [found[image] for image in images]
+    sidecars = [one for one in held if isinstance(one, str)]
+    listed: list[Captions] = [tuple(one) for one in held if not isinstance(one, str)]
+
+    def at_hand() -> Iterator[str]:
+        for row in np.unique(np.linspace(0, len(images) - 1, min(len(images), _LEARNED_FROM)).astype(int)):
+            yield from listed[row] if listed else (_read_sidecar(files, sidecars[row]),)
+
+    most = max(map(len, listed), default=1)
+    texts = Texts(make_tokenizer(tokenizer, at_hand), text_length, min(most, max_texts or most))
+    return PairSource(files, images, listed or None, sidecars or None, texts, (*canvas, channels))
+
+
+def _opened(path: pathlib.Path, captions: str | None) -> tuple[Folder | Shards, str | None]:
+    """The files, and the name among them of the captions where the path says it."""
+    if path.is_dir():
+        tars = sorted(path.glob("*.tar"))
+        return (Shards(tars), captions) if tars else (Folder(path), captions)
+    if path.suffix.lower() == ".tar":
+        return Shards([path]), captions
+    if path.suffix.lower() in (*_TABLES, ".json") and captions is None:
+        return Folder(path.parent), path.name
+    raise UserError(
+        f"config.data.path is {str(path)!r}; expected a folder, a .tar file, or a table of captions "
+        f"({', '.join((*_TABLES, '.json'))})."
+    )
+
+
+# -------------------------------------------------------------------------------------------- which text, which image
+
+Found = dict[str, list[str] | str]  # image -> its texts, or the name of the file that has its text
+Missing = list[str]  # what stands alone, in words
+
+
+def _find(
+    files: Folder | Shards, captions: str | None, image_column: str | None, text_column: str | None
+) -> tuple[Found, Missing]:
+    images = [name for name in files.names if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    if not images:
+        raise UserError(f"No images in {files.describe()}: looked for {', '.join(EXTENSIONS)}, to any depth.")
+    if captions is None:
+        beside = _sidecars(files.names, images)
+        if beside:
+            return dict(beside), [f"{image} has no text" for image in images if image not in beside]
+        captions = _only_candidate(files)
+    elif captions not in files.names:
+        raise UserError(
+            f"config.data.captions is {captions!r}, which is not in {files.describe()}."
+            f"{nearest(captions, _candidates(files.names))}"
+        )
+    try:
+        text = files.read(captions).decode("utf-8-sig")
+        if captions.lower().endswith(".json"):
+            rows = _coco_rows(json.loads(text))
+        else:
+            rows = _table_rows(text, image_column, text_column)
+        rows = list(rows)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{files.describe(captions)} cannot be read as captions: {error!r}.") from error
+    return _matched(rows, images, os.path.dirname(captions))
+
+
+def _sidecars(names: Iterable[str], images: Iterable[str]) -> dict[str, str]:
+    """The file of each image's text: KEY.txt, or else KEY.json; a key ends at the first dot, as in webdataset."""
+    keys = {}
+    for name in names:
+        folder, base = os.path.split(name)
+        if base.endswith((".json", ".txt")):
+            key = (folder, base.partition(".")[0])
+            if key not in keys or base.endswith(".txt"):
+                keys[key] = name
+    return {
+        image: keys[key] for image in images if (key := (os.path.dirname(image), _stem(image))) in keys
+    }  # fmt: skip
+
+
+def _stem(name: str) -> str:
+    return os.path.basename(name).partition(".")[0]
+
+
+def _read_sidecar(files: Folder | Shards, name: str) -> str:
+    try:
+        text = files.read(name).decode()
+        if not name.endswith(".json"):
+            return text
+        fields = json.loads(text)
+        return str(next(fields[field] for field in _TEXT_COLUMNS if field in fields))
+    except (UnicodeDecodeError, json.JSONDecodeError, StopIteration, TypeError, OSError) as error:
+        raise TrainingError(f"Cannot read the text in {files.describe(name)}: {error!r}.") from error
+
+
+def _candidates(names: Iterable[str]) -> list[str]:
+    return [name for name in names if os.path.splitext(name)[1].lower() in (*_TABLES, ".json")]
+
+
+def _only_candidate(files: Folder | Shards) -> str:
+    """The one file that looks like a table of captions."""
+    tables = _candidates(files.names)
+    named = [name for name in tables if "caption" in os.path.basename(name).lower()]
+    chosen = named or [name for name in tables if name.lower().endswith((".csv", ".tsv"))]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise UserError(
+            f"{files.describe()} has several tables of captions: {', '.join(chosen[:6])}. "
+            f"Choose one: config.data.captions={chosen[0]!r}."
+        )
+    shown = f" It has {', '.join(tables[:4])}: config.data.captions={tables[0]!r}?" if tables else ""
+    raise UserError(
+        f"No captions in {files.describe()}: looked for a .txt or .json beside each image, and for a table or json "
+        f"with 'caption' in its name.{shown}"
+    )
+
+
+def _coco_rows(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(image, text) of COCO's captions, in the order of their ids."""
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    for annotation in sorted(content["annotations"], key=lambda a: a["id"]):
+        yield files[annotation["image_id"]], annotation["caption"]
+
+
+def _table_rows(text: str, image_column: str | None, text_column: str | None) -> Iterator[tuple[str, str]]:
+    """(image, text) of a table: with a header, or Flickr's form without one, `image.jpg#0 <tab> text`."""
+    head = text.partition("\n")[0]
+    delimiter = next((d for d in "\t|,;" if d in head), ",")
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter in "\t|" else 0)
+    header = [column.strip() for column in next(rows, [])]
+    columns = [column.lower() for column in header]
+    image = _column(header, columns, image_column, _IMAGE_COLUMNS, "image_column")
+    caption = _column(header, columns, text_column, _TEXT_COLUMNS, "text_column")
+    if image is None or caption is None:
+        if len(header) != 2 or os.path.splitext(_unnumbered(header[0]))[1].lower() not in EXTENSIONS:
+            field = "image_column" if image is None else "text_column"
+            raise UserError(
+                f"The table's columns are {', '.join(header[:8]) or 'none'}; say which one holds the "
+                f"{field.partition('_')[0]}s: config.data.{field}=NAME."
+            )
+        image, caption = 0, 1
+        yield _unnumbered(header[0]), header[1]
+    for row in rows:
+        if len(row) > max(image, caption):
+            yield _unnumbered(row[image].strip()), row[caption].strip()
+
+
+def _unnumbered(image: str) -> str:
+    """Without Flickr's number of the caption, `image.jpg#3`."""
+    return re.sub(r"#\d+$", "", image)
+
+
+def _column(header: list[str], lowered: list[str], given: str | None, usual: Sequence[str], field: str) -> int | None:
+    if given is not None:
+        if given not in header:
+            raise UserError(f"config.data.{field} is {given!r}; the columns are {', '.join(header[:8])}.")
+        return header.index(given)
+    return next((lowered.index(name) for name in usual if name in lowered), None)
+
+
+def _matched(rows: list[tuple[str, str]], images: list[str], folder: str) -> tuple[Found, Missing]:
+    """The texts of each image; a row names it by its path, from the top or from the table, or by its name alone."""
+    known = set(images)
+    by_base: dict[str, list[str]] = collections.defaultdict(list)
+    for image in images:
+        by_base[os.path.basename(image)].append(image)
+    found: dict[str, list[str]] = {}
+    missing: Missing = []
+    for name, text in rows:
+        paths = [os.path.normpath(place) for place in (name, os.path.join(folder, name))]
+        chosen = next((path for path in paths if path in known), None)
+        if chosen is None:
+            same = by_base.get(os.path.basename(name), [])
+            if len(same) > 1:
+                raise UserError(
+                    f"The captions name {name!r}, and {', '.join(same[:3])} are all called so. Give their paths."
+                )
+            chosen = same[0] if same else None
+        if chosen is None or not text:
+            missing.append(f"{name} is not there" if chosen is None else f"{name} has an empty text")
+        else:
+            found.setdefault(chosen, []).append(text)
+    return dict(found), missing  # images that no row names may belong to another table
+
+
+def _lacking(files: Folder | Shards, found: Found, missing: Missing) -> str:
+    shown = "".join(f"\n  {line}" for line in missing[:3]) + ("\n  ..." if len(missing) > 3 else "")
+    if not found:
+        return f"In {files.describe()} no text belongs to an image:{shown}\nLook at config.data.captions."
+    return (
+        f"In {files.describe()}, {len(found)} images have texts, and {len(missing)} texts or images stand alone:"
+        f"{shown}\nSet config.data.skip_missing=True to do without them."
+    )
