@@ -35,9 +35,9 @@ from vfm_jax.objectives.interface import Objective, Variables
 from vfm_jax.optim import (
     OPTIMIZERS,
     SCHEDULES,
+    Group,
     Schedule,
     ema_momentum,
-    freeze_until,
     make_optimizer,
     update_ema,
 )
@@ -271,10 +271,8 @@ def build_experiment(
     abstract = _abstract_variables(built_objective, train_views, sample)
     _check_labels(source, networks, "config.networks")
     _check_texts(source, networks, "config.networks")
-    update = make_optimizer(abstract.params, _with_schedules(optimizer, clock, "config.optimizer"), rate)
-    frozen_steps = read_duration(init, "freeze", clock, "config.init", 0)
-    if frozen_steps and stage == 0:
-        update = freeze_until(update, r"^encoder/", frozen_steps)
+    still = {r"^encoder/": read_duration(init, "freeze", clock, "config.init", 0)} if stage == 0 else {}
+    update = make_optimizer(abstract.params, _optimizer_fields(optimizer, clock), rate, freeze_steps=still)
 
     evaluations = {}
     for name, spec in evals.items():
@@ -476,6 +474,18 @@ def _with_schedules(spec: Mapping[str, Any], clock: Clock, where: str) -> dict[s
         else value
         for field, value in spec.items()
     }
+
+
+def _optimizer_fields(spec: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
+    """The spec with the schedules and the durations of its own fields, and of its groups', ready for use."""
+    fields = _with_schedules(spec, clock, "config.optimizer")
+    if fields.get("groups"):
+        fields["groups"] = tuple(
+            _with_schedules(_durations_of(Group, group, clock, where), clock, where)
+            for i, group in enumerate(fields["groups"])
+            for where in [f"config.optimizer.groups[{i}]"]
+        )
+    return fields
 
 
 def _build_views(views: Mapping[str, Any], mix: Mapping[str, Any]) -> Callable[[jax.Array, Batch], Batch]:

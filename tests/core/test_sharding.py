@@ -94,6 +94,14 @@ def test_the_first_matching_rule_lays_out_a_leaf_and_its_optimizer_moments():
     assert specs == dict.fromkeys(("kernel", "mu/kernel"), P(None, "tensor"))
 
 
+def test_an_axis_of_length_one_is_not_split():
+    """Adafactor keeps the means of a kernel's rows and columns with the kernel's axes."""
+    mesh = make_mesh(fsdp=2, tensor=2)
+    shapes = {"rows/kernel": (12, 1), "columns/kernel": (1, 16)}
+    specs = _specs(shapes, mesh, ("kernel", ("fsdp", "tensor")))
+    assert specs == {"rows/kernel": P("fsdp", None), "columns/kernel": P(None, "tensor")}
+
+
 def test_a_leaf_that_no_rule_matches_is_named():
     with pytest.raises(UserError, match=r"config\.sharding: no pattern matches bias"):
         _specs({"kernel": (4, 6), "bias": (6,)}, make_mesh(), ("kernel", "fsdp"))

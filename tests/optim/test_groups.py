@@ -10,7 +10,7 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.models import MODELS
 from vfm_jax.models.vit import ViT
-from vfm_jax.optim.groups import layer_scales, leaf_settings
+from vfm_jax.optim.groups import LeafSettings, layer_scales, leaf_settings
 
 RENAMES = (
     (r"^blocks\.(\d+)\.attn\.", r"encoder/transformer/block_\1/attention/"),
@@ -133,12 +133,43 @@ def test_biases_and_scales_do_not_decay_by_default():
 def test_the_first_matching_group_decides_and_scales_multiply():
     groups = (dict(match="^head/", lr_scale=10.0), dict(match="bias$", weight_decay=0.0), dict(match=".*"))
     settings = leaf_settings(PARAMS, groups, weight_decay=0.1)
-    assert settings["head/bias"] == (0.1, 10.0, True)
-    assert settings["encoder/norm/bias"] == (0.0, 1.0, True)
+    assert settings["head/bias"] == LeafSettings(0.1, 10.0)
+    assert settings["encoder/norm/bias"] == LeafSettings(0.0)
     block = {"encoder": {"block_0": {"kernel": leaf(2)}}}
-    assert (
-        leaf_settings(block, (dict(match=".*", lr_scale=3.0),), layer_decay=0.5)["encoder/block_0/kernel"][1] == 1.5
+    scaled = leaf_settings(block, (dict(match=".*", lr_scale=3.0),), layer_decay=0.5)
+    assert scaled["encoder/block_0/kernel"].lr_scale == 1.5
+
+
+def test_the_patch_embedding_of_dinov2_learns_at_a_fifth_of_its_layers_rate():
+    """DINOv2's `get_params_groups_with_decay` multiplies the layer's factor by `patch_embed_lr_mult`."""
+    names = ["encoder/patch_embedding/kernel", "encoder/patch_embedding/bias", "encoder/class_token"]
+    names += [f"encoder/transformer/block_{i}/mlp/up/kernel" for i in range(12)] + ["dino_head/layer_0/kernel"]
+    groups = (
+        dict(match="patch_embedding/bias$", lr_scale=0.2, weight_decay=0.0),
+        dict(match="patch_embedding/", lr_scale=0.2),
+        dict(match=".*"),
     )
+    settings = leaf_settings({name: leaf(1) for name in names}, groups, weight_decay=0.04, layer_decay=0.9)
+    scales = {name: found.lr_scale for name, found in settings.items()}
+    assert scales["encoder/patch_embedding/kernel"] == scales["encoder/patch_embedding/bias"] == 0.2 * 0.9**13
+    assert scales["encoder/class_token"] == 0.9**13
+    assert scales["encoder/transformer/block_0/mlp/up/kernel"] == 0.9**12
+    assert scales["encoder/transformer/block_11/mlp/up/kernel"] == 0.9
+    assert scales["dino_head/layer_0/kernel"] == 1.0
+    assert settings["encoder/patch_embedding/bias"].weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("over", "units"),
+    [("all", {""}), ("network", {"encoder", "head"}), ("leaf", {"encoder/norm/scale", "encoder/norm/bias"})],
+)
+def test_the_norm_that_is_clipped_is_of_all_a_network_or_a_leaf_or_of_a_group(over, units):
+    groups = (dict(match="class_token", clip_norm=0.5), dict(match=".*"))
+    settings = leaf_settings(PARAMS, groups, clip_norm=3.0, clip_over=over)
+    assert settings.pop("encoder/class_token").clip == ("group 0", 0.5)
+    assert units <= {found.clip[0] for found in settings.values()}
+    assert {found.clip[1] for found in settings.values()} == {3.0}
+    assert {found.clip for found in leaf_settings(PARAMS).values()} == {None}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +183,8 @@ def test_the_first_matching_group_decides_and_scales_multiply():
         ((dict(weight_decay=0.0),), r"groups\[0\] lacks match"),
         ((dict(match="(bias"), dict(match=".*")), "no regular expression"),
         ((dict(match=".*", lr_scale=-1.0),), "zero or more"),
+        ((dict(match=".*", freeze_steps=-1),), "zero or more"),
+        ((dict(match=".*", clip_norm=0.0),), r"groups\[0\]\.clip_norm is 0\.0"),
     ],
 )
 def test_groups_that_cannot_be_meant_are_refused(groups, message):

@@ -44,7 +44,7 @@ def load(golden_directory, name):
     with np.load(golden_directory / "components" / f"{name}.npz") as golden:
         for path in golden.files:
             if path != "meta":
-                prefix, leaf = path.split("/")
+                prefix, _, leaf = path.partition("/")
                 trees.setdefault(prefix, {})[leaf] = golden[path]
         return json.loads(str(golden["meta"]))["config"], trees
 
@@ -89,6 +89,125 @@ def test_lars_with_and_without_filters_is_barlow_twins(golden_directory, name):
         return dict(name="lars", weight_decay=config["weight_decay"], groups=(one, dict(match=".*")))
 
     check_golden(golden_directory, name, spec, {"/trace/": "state_mu"})
+
+
+def test_lamb_is_timms(golden_directory):
+    def spec(config):
+        b1, b2 = config["betas"]
+        groups = (dict(match=".*"),)  # the reference has one group: vectors decay and adapt too
+        return dict(name="lamb", b1=b1, b2=b2, eps=config["eps"], weight_decay=config["weight_decay"], groups=groups)
+
+    check_golden(golden_directory, "lamb", spec, {"/mu/": "state_exp_avg", "/nu/": "state_exp_avg_sq"})
+
+
+def test_lamb_without_decay_is_adam_and_lars_is_not_sgd(key):
+    params, gradients = params_and_gradients(key, steps=1)
+    [found], _ = run(make_optimizer(params, dict(name="lamb", clip_norm=None), at(0.1)), params, gradients)
+    [adam], _ = run(make_optimizer(params, dict(name="adamw", eps=1e-6), at(0.1)), params, gradients)
+    assert_trees_close(named_leaves(found), named_leaves(adam))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adafactor_is_big_visions(golden_directory, momentum):
+    _, trees = load(golden_directory, "adafactor_bigvision")
+    expected = "update_mom" if momentum else "update"
+    params = jax.tree.map(jnp.zeros_like, trees["grad1"])
+    spec = dict(name="adafactor", momentum=momentum, momentum_dtype="float32")
+    history, _ = run(make_optimizer(params, spec, at(1.0)), params, [trees[f"grad{i}"] for i in (1, 2, 3)])
+    for step, (before, after) in enumerate(zip([params, *history], history, strict=False), start=1):
+        moved = jax.tree.map(lambda a, b: a - b, before, after)
+        assert_trees_close(moved, trees[f"{expected}{step}"], rtol=1e-4, atol=1e-5)
+
+
+def test_adafactor_keeps_two_vectors_of_a_matrix_with_the_axes_of_the_parameter():
+    shapes = {"encoder": {"kernel": (40, 3, 2, 36), "bias": (50,)}, "head": {"kernel": (40, 5)}}
+    params = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s, np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+    state = jax.eval_shape(make_optimizer(params, dict(name="adafactor"), at(0.1)).init, params)
+    found = {name: (leaf.shape, leaf.dtype) for name, leaf in named_leaves(state).items() if leaf.shape}
+    moments = {(1, 3, 2, 36), (40, 3, 2, 1)}
+    assert {
+        s for name, (s, _) in found.items() if name.endswith("encoder/kernel") and "/trace/" not in name
+    } == moments
+    assert [s for name, (s, _) in found.items() if name.endswith("head/kernel")] == [(40, 5)] * 2
+    assert {dtype for name, (_, dtype) in found.items() if "/trace/" in name} == {np.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float32", 1e-4, 1e-5), ("bfloat16", 0.0, 2e-2 * 0.02)])
+def test_muon_is_keller_jordans(golden_directory, dtype, rtol, atol):
+    """PyTorch's matrices are (outputs, inputs), its convolutions (outputs, inputs, rows, columns)."""
+    config, trees = load(golden_directory, "muon")
+
+    def ours(tree):
+        return {f"layer_{k}": {"kernel": v.transpose(2, 3, 1, 0) if v.ndim == 4 else v.T} for k, v in tree.items()}
+
+    spec = dict(name="muon", momentum=config["momentum"], weight_decay=config["weight_decay"], dtype=dtype)
+    params = ours(trees["param0"])
+    history, _ = run(
+        make_optimizer(params, spec, at(config["lr"])), params, [ours(trees[f"grad{i}"]) for i in (1, 2, 3)]
+    )
+    key = {"float32": "f64", "bfloat16": "bf16"}[dtype]
+    for step, found in enumerate(history, start=1):
+        expected = named_leaves(ours(trees[f"param{step}_{key}"]))
+        assert_trees_close(named_leaves(found), expected, rtol=rtol, atol=atol)
+
+
+def test_lion_moves_by_the_sign_and_decays(key):
+    params, gradients = params_and_gradients(key)
+    spec = dict(name="lion", weight_decay=0.1, groups=(dict(match=".*"),))
+    found, _ = run(make_optimizer(params, spec, at(0.01)), params, gradients)
+    p, m = np.array(params["head"]["bias"]), 0.0
+    for grads in gradients:
+        g = np.array(grads["head"]["bias"])
+        p, m = p - 0.01 * (np.sign(0.9 * m + 0.1 * g) + 0.1 * p), 0.99 * m + 0.01 * g
+    np.testing.assert_allclose(found[-1]["head"]["bias"], p, rtol=1e-6)
+
+
+def test_weight_decay_may_be_a_schedule(key):
+    """DINO's rising decay: the same run as one whose decay is set anew at each step."""
+    params, gradients = params_and_gradients(key)
+    rising = linear(base=0.1, end=0.4, total_steps=3)
+    spec = dict(name="adamw", weight_decay=rising)
+    history, _ = run(make_optimizer(params, spec, at(0.1)), params, gradients)
+    kernel, plain = params["head"]["kernel"], dict(name="adamw")
+    undecayed, _ = run(make_optimizer(params, plain, at(0.1)), params, gradients)
+    steps = np.diff([params["head"]["kernel"], *(p["head"]["kernel"] for p in undecayed)], axis=0)
+    for decay, step, found in zip((0.1, 0.2, 0.3), steps, history, strict=True):
+        kernel = kernel + step - 0.1 * decay * kernel
+        np.testing.assert_allclose(found["head"]["kernel"], kernel, rtol=1e-5, atol=1e-6)
+    assert_trees_close(history[-1]["head"], history[-1]["head"] | {"bias": undecayed[-1]["head"]["bias"]})
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_group_may_wait_and_have_a_rate_of_its_own(key, name):
+    params, gradients = params_and_gradients(key)
+    groups = (
+        dict(match="^head/", freeze_steps=2, schedule=constant(base=0.05, total_steps=9)),
+        dict(match=".*"),
+    )
+    schedule = linear(base=0.1, end=0.0, total_steps=3)
+    history, _ = run(make_optimizer(params, dict(name=name, groups=groups), schedule), params, gradients)
+    for found in history[:2]:
+        np.testing.assert_array_equal(found["head"]["kernel"], params["head"]["kernel"])
+    assert not np.array_equal(history[2]["head"]["kernel"], params["head"]["kernel"])
+    free, _ = run(make_optimizer(params, dict(name=name, groups=groups[1:]), schedule), params, gradients)
+    assert_trees_close(history[2]["encoder"], free[2]["encoder"])
+
+
+def test_sharpness_aware_steps_follow_the_gradient_at_the_climbed_point(key):
+    """Foret et al., Algorithm 1, on a quadratic; the frozen leaf has no part in the climb."""
+    params = {"encoder": {"w": jax.random.normal(key, (3,))}, "head": {"w": jnp.ones(2)}}
+    curvature = {"encoder": {"w": jnp.array([1.0, 2.0, 5.0])}, "head": {"w": jnp.ones(2)}}
+    gradient = lambda p: jax.tree.map(jnp.multiply, curvature, p)  # noqa: E731
+    groups = (dict(match="^head/", lr_scale=0.0), dict(match=".*"))
+    spec = dict(name="sgd", momentum=0.0, sam_radius=0.5, groups=groups)
+    tx = make_optimizer(params, spec, at(0.1))
+    updates, _ = tx.update(gradient(params), tx.init(params), params, gradient=gradient)
+    a, w = (np.array(tree["encoder"]["w"]) for tree in (curvature, params))
+    climbed = w + 0.5 * (a * w) / np.linalg.norm(a * w)
+    np.testing.assert_allclose(updates["encoder"]["w"], -0.1 * a * climbed, rtol=1e-5)
+    np.testing.assert_array_equal(updates["head"]["w"], 0.0)
 
 
 def params_and_gradients(key, steps=3):
@@ -173,9 +292,11 @@ def test_moments_are_float32_and_their_names_end_in_their_parameters_names(name,
     tx = make_optimizer(params, dict(name=name, groups=groups, clip_norm=1.0), at(0.1))
     state = named_leaves(jax.eval_shape(tx.init, params))
     moments = {leaf: value for leaf, value in state.items() if value.shape}
-    assert len(moments) == (2 if name == "adamw" else 1) * (1 if frozen else 2)
+    assert len(moments) == (2 if name in ("adafactor", "adamw", "lamb") else 1) * (1 if frozen else 2) + (
+        name == "muon" and not frozen  # the bias is AdamW's
+    )
     for leaf, value in moments.items():
-        assert value.dtype == np.float32
+        assert value.dtype == (jnp.bfloat16 if name == "adafactor" and "/trace/" in leaf else np.float32)
         assert value.shape == ((3, 5) if leaf.endswith("/encoder/kernel") else (2,))
         assert re.search(r"/(encoder/kernel|head/bias)$", leaf)
 
@@ -188,6 +309,9 @@ def test_moments_are_float32_and_their_names_end_in_their_parameters_names(name,
         (dict(name="adamw", b2=1.0), r"config\.optimizer\.b2 is 1\.0"),
         (dict(name="sgd", momentum=-0.1), r"momentum is -0\.1"),
         (dict(name="lars", clip_norm=0.0), r"clip_norm is 0\.0"),
+        (dict(name="adamw", clip_over="networks"), "Did you mean 'network'"),
+        (dict(name="adafactor", momentum_dtype="float16"), "Did you mean"),
+        (dict(name="sgd", sam_radius=0.0), r"sam_radius is 0\.0"),
         (dict(name="sgd", path="x"), r"config\.optimizer\.path"),
         (dict(name="sgd", groups=(dict(match=".*", lr_scale=0.0),)), "nothing is left to train"),
     ],

@@ -58,7 +58,8 @@ def _spec(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> P:
         raise UserError(f"config.sharding: layout {layout!r} is neither 'fsdp' nor a tuple of {AXES} or None.")
     if len(layout) > len(shape):
         raise UserError(f"config.sharding: layout {tuple(layout)} has more dimensions than {name} {shape}.")
-    spec = [None] * (len(shape) - len(layout)) + list(layout)
+    spec: list[str | None] = [None] * (len(shape) - len(layout)) + list(layout)
+    spec = [axis if length > 1 else None for axis, length in zip(spec, shape, strict=True)]  # Adafactor's factors
     for dim, axis in enumerate(spec):
         if axis is not None and shape[dim] % mesh.shape[axis]:
             raise UserError(

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.core.tables import check_fields
+from vfm_jax.core.tables import check_fields, nearest
 from vfm_jax.core.trees import check_used, label_by_rules, named_leaves
+from vfm_jax.optim.schedules import Schedule
 
 
 class Group(NamedTuple):
@@ -16,25 +17,52 @@ class Group(NamedTuple):
         match: regular expression over leaf names.
         weight_decay: instead of the optimizer's.
         lr_scale: multiplies the learning rate; 0 freezes the leaves, which then have no optimizer state.
-        trust_ratio: LARS only: the update is scaled to the norm of the leaf.
+        trust_ratio: LARS and LAMB only: the update is scaled to the norm of the leaf.
+        freeze_steps: the first so many updates do not move the leaves (`freeze_epochs`, ... in a recipe), DINO's and
+            SwAV's last layer. Their moments follow the gradients meanwhile, as in DINOv2, whose rate is 0 then; DINO
+            v1 drops the gradients, so there the moments, and Adam's count of steps, begin with the first move.
+        clip_norm: instead of the optimizer's: the norm of the group's gradients taken together is at most this.
+        schedule: a learning rate of the group's own (SimSiam's predictor keeps the first one).
     """
 
     match: str
-    weight_decay: float | None = None
+    weight_decay: float | Schedule | None = None
     lr_scale: float = 1.0
     trust_ratio: bool = True
+    freeze_steps: int = 0
+    clip_norm: float | None = None
+    schedule: Schedule | None = None
 
 
 class LeafSettings(NamedTuple):
-    """What the optimizer does with one leaf."""
+    """What the optimizer does with one leaf.
 
-    weight_decay: float
-    lr_scale: float
-    trust_ratio: bool
+    Attributes:
+        weight_decay: a number, or a schedule.
+        lr_scale: of the group and the layer; 0 for a frozen leaf.
+        trust_ratio: whether the update is scaled to the norm of the leaf.
+        freeze_steps: updates that do not move it.
+        clip: (name, largest norm) of the leaves whose gradients are clipped together with this one's; None for none.
+        schedule: of the learning rate, where it is not the optimizer's.
+    """
+
+    weight_decay: float | Schedule = 0.0
+    lr_scale: float = 1.0
+    trust_ratio: bool = True
+    freeze_steps: int = 0
+    clip: tuple[str, float] | None = None
+    schedule: Schedule | None = None
 
 
-# Biases, the scales of norms and LayerScale's gamma: the one-dimensional parameters of every network here.
-DEFAULT_GROUPS = (Group(r"(^|/)(bias|scale|gamma)$", weight_decay=0.0, trust_ratio=False), Group(".*"))
+# Biases, the scales of norms and LayerScale's gamma: the one-dimensional parameters of every network here. And the
+# temperature and offset of image-text methods, which are numbers.
+DEFAULT_GROUPS = (
+    Group(r"(^|/)(bias|scale|gamma|logit_scale|logit_bias)$", weight_decay=0.0, trust_ratio=False),
+    Group(".*"),
+)
+
+# Whose gradients are clipped together: leaf name -> a name that they share.
+CLIP_OVER = {"all": lambda name: "", "network": lambda name: name.split("/")[0], "leaf": lambda name: name}
 
 BLOCK = re.compile(r"^encoder/(?:.*?/)??(?:block_(\d+)/|stage_(\d+)/(?:block_(\d+)/)?)")
 EMBEDDING = re.compile(
@@ -47,23 +75,27 @@ def leaf_settings(
     params: Any,
     groups: Sequence[Mapping[str, Any]] | None = None,
     *,
-    weight_decay: float = 0.0,
+    weight_decay: float | Schedule = 0.0,
     layer_decay: float | None = None,
+    clip_norm: float | None = None,
+    clip_over: str = "all",
     adaptive: bool = False,
     path: str = "config.optimizer",
 ) -> dict[str, LeafSettings]:
-    """Settings by leaf name: those of the leaf's group, times the scale of its layer.
+    """Settings by leaf name: those of the leaf's group, the rate times the scale of its layer.
 
     Args:
         params: arrays or their shapes; only names are read.
         groups: fields of `Group`, in order of precedence; None for `DEFAULT_GROUPS`, whose patterns may be idle.
         weight_decay: of groups that name none.
         layer_decay: see `layer_scales`.
+        clip_norm: of the leaves of all groups that name none.
+        clip_over: whose gradients `clip_norm` bounds together: "all"; each "network" (DINOv2); each "leaf" (DINO).
         adaptive: groups may set `trust_ratio`.
         path: of the config dict, for messages.
 
     Raises:
-        UserError: an unknown field; a leaf without a group; a group without leaves.
+        UserError: an unknown field or value; a leaf without a group; a group without leaves.
     """
     names = list(named_leaves(params))
     if groups is None:
@@ -80,11 +112,20 @@ def leaf_settings(
                     " The first match wins: put the narrower pattern first."
                 )
     scales = layer_scales(names, layer_decay, path) if layer_decay is not None else {}
+    if clip_over not in CLIP_OVER:
+        raise UserError(
+            f"{path}.clip_over is {clip_over!r}.{nearest(clip_over, CLIP_OVER)} Known: {', '.join(CLIP_OVER)}."
+        )
+    _check_norm(clip_norm, path)
 
     def one(name: str) -> LeafSettings:
         group = chosen[labels[name]]
         decay = weight_decay if group.weight_decay is None else group.weight_decay
-        return LeafSettings(decay, group.lr_scale * scales.get(name, 1.0), group.trust_ratio)
+        scale = group.lr_scale * scales.get(name, 1.0)
+        clip = None if clip_norm is None else (CLIP_OVER[clip_over](name), clip_norm)
+        if group.clip_norm is not None:
+            clip = (f"group {labels[name]}", group.clip_norm)
+        return LeafSettings(decay, scale, group.trust_ratio, group.freeze_steps, clip, group.schedule)
 
     return {name: one(name) for name in names}
 
@@ -144,6 +185,13 @@ def _read_group(fields: Mapping[str, Any], adaptive: bool, where: str) -> Group:
         re.compile(group.match)
     except re.error as error:
         raise UserError(f"{where}.match is {group.match!r}, which is no regular expression: {error}.") from None
-    if group.lr_scale < 0 or (group.weight_decay is not None and group.weight_decay < 0):
-        raise UserError(f"{where} ({group.match!r}): weight_decay and lr_scale are zero or more.")
+    numbers = (group.lr_scale, group.weight_decay, group.freeze_steps)
+    if any(isinstance(number, int | float) and number < 0 for number in numbers):
+        raise UserError(f"{where} ({group.match!r}): weight_decay, lr_scale and freeze_steps are zero or more.")
+    _check_norm(group.clip_norm, where)
     return group
+
+
+def _check_norm(clip_norm: float | None, where: str) -> None:
+    if clip_norm is not None and clip_norm <= 0:
+        raise UserError(f"{where}.clip_norm is {clip_norm}; expected a positive norm, or None for no clipping.")

@@ -35,6 +35,7 @@ def make_step(
     are all but every `log_every_steps`-th), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
     (one number per parameter leaf in tree order, looked at when something is not finite).
     """
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         batch = views(key_for(seed, 0, "views", stage), batch)  # examples differ by their own index and epoch
@@ -43,7 +44,12 @@ def make_step(
         grads, extra, measured = gradients(
             objective, state.params, state.extra, batch, key, state.step, num_micro_batches, due
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+        def gradient(params: Any) -> Any:
+            """That of this very step at other parameters, for an optimizer that asks."""
+            return gradients(objective, params, state.extra, batch, key, state.step, num_micro_batches, False)[0]
+
+        updates, opt_state = update(grads, state.opt_state, state.params, gradient=gradient)
         params = objective.constrain(optax.apply_updates(state.params, updates))
         extra = objective.after_update(params, extra, state.step)
         ema = update_ema(state.ema, params, state.step) if update_ema else state.ema
