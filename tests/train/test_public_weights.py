@@ -15,6 +15,7 @@ from vfm_jax.core.trees import named_leaves
 from vfm_jax.data.sources import SOURCES
 from vfm_jax.data.sources.arrays import ArraySource
 from vfm_jax.experiment import complete
+from vfm_jax.export.weights import read_run
 from vfm_jax.train.checkpoint import restore_params
 from vfm_jax.train.loop import evaluate, train
 from vfm_jax.weights.load import load_pretrained
@@ -99,6 +100,35 @@ def test_batch_statistics_go_along(tmp_path):
     found = saved.extra["encoder"]["batch_stats"]
     assert len(jax.tree.leaves(public)) > 10
     jax.tree.map(np.testing.assert_array_equal, found, public)
+
+
+def test_a_teacher_begins_at_the_public_weights_and_another_method_starts_from_it(tmp_path):
+    normalize = dict(name="normalize", mean=0.5, std=0.25)
+    student = dict(
+        views={"global": dict(num_views=2, ops=(normalize,))},
+        networks=dict(encoder=dict(name="pretrained"), head=dict(name="dino_head", out_dim=8, hidden_dim=16)),
+        objective=dict(name="dino", teacher_momentum=1.0),  # a teacher that stays
+    )
+    probe = dict(
+        name="probe",
+        total_steps=1,
+        views={"global": None, "image": dict(ops=(normalize,))},
+        networks=dict(head=HEAD),
+        objective=dict(name="supervised"),
+        schedule=dict(name="constant", base=0.0),
+        carry=("^encoder/",),
+    )
+    stages = (dict(name="pretrain"), probe)
+    train(recipe(stages=stages, eval_views=dict(image=dict(ops=(normalize,))), **student), tmp_path / "run")
+    pretrained = restore_params(tmp_path / "run" / "checkpoints" / "pretrain")
+    probed = named_leaves(restore_params(tmp_path / "run" / "checkpoints" / "probe").params)
+    kernel = "encoder/transformer/block_0/mlp/up/kernel"
+    assert np.abs(named_leaves(pretrained.params)[kernel] - given()[kernel]).max() > 1e-3
+    for name, value in named_leaves(pretrained.extra["teacher"]["encoder"]).items():
+        np.testing.assert_array_equal(value, given()[f"encoder/{name}"], err_msg=name)
+        np.testing.assert_array_equal(probed[f"encoder/{name}"], value, err_msg=name)
+    _, leaves, _, _ = read_run(tmp_path / "run" / "checkpoints" / "pretrain")
+    np.testing.assert_array_equal(leaves["params", kernel], given()[kernel])
 
 
 @pytest.mark.parametrize(
