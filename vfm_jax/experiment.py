@@ -43,13 +43,14 @@ from vfm_jax.optim import (
 )
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
-__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe"]
+__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe", "listed"]
 
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
 LOADER = {"workers": 0, "threads": None}  # of `config.data`, for the pipeline: data.pipeline.train_batches
-RUN_FIELDS = {"stages": (), "start_from": "", "carry": (".*",)}  # of a whole run: `train.stages` reads them
+# Of a whole run: `train` reads them.
+RUN_FIELDS = {"stages": (), "start_from": "", "branch_from": "", "carry": (".*",)}
 
 
 @dataclasses.dataclass(frozen=True)

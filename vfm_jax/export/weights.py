@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vfm_jax.augment.views import listed
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import flatten_dict, named_leaves
+from vfm_jax.experiment import listed
 from vfm_jax.train.checkpoint import restore_params
 from vfm_jax.train.stages import read_stages
 from vfm_jax.weights.family import Preprocessing
@@ -158,7 +158,7 @@ def _origin(recipe: Mapping[str, Any]) -> tuple[str, str]:
     init = recipe.get("init") or {}
     if source := init.get("weights"):
         return published_name(source), _licence(source)
-    if before := recipe.get("start_from"):
+    if before := recipe.get("start_from") or recipe.get("branch_from"):
         recipes = (folder / "config.json" for folder in (pathlib.Path(before), *pathlib.Path(before).parents[:3]))
         found = next((json.loads(file.read_text()) for file in recipes if file.is_file()), {})
         source, licence = _origin(found)
