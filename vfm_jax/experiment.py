@@ -32,6 +32,7 @@ from vfm_jax.models import MODELS
 from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.combine import Member, combine
 from vfm_jax.objectives.interface import Objective, Variables
+from vfm_jax.objectives.observe import observe_embedding, observe_shares
 from vfm_jax.optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -43,7 +44,18 @@ from vfm_jax.optim import (
 )
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
-__all__ = ["Evaluation", "Experiment", "Objective", "Variables", "build_experiment", "complete", "from_recipe", "listed"]
+__all__ = [
+    "Evaluation",
+    "Experiment",
+    "Objective",
+    "Variables",
+    "build_experiment",
+    "complete",
+    "from_recipe",
+    "listed",
+    "observe_embedding",
+    "observe_shares",
+]
 
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

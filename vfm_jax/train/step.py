@@ -10,8 +10,7 @@ import optax
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.trees import split_flowing
 from vfm_jax.core.types import Batch, Measurements
-from vfm_jax.experiment import Objective
-from vfm_jax.train.observe import observe_embedding, observe_shares
+from vfm_jax.experiment import Objective, observe_embedding, observe_shares
 from vfm_jax.train.state import TrainState
 
 Views = Callable[[jax.Array, Batch], Batch]
@@ -31,7 +30,7 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function (state, host batch) -> (state after one update, measurements).
 
-    Measurements hold what the objective reports, what `train.observe` sees (NaN in steps that are not logged, which
+    Measurements hold what the objective reports, what `objectives.observe` sees (NaN in steps that are not logged, which
     are all but every `log_every_steps`-th), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
     (one number per parameter leaf in tree order, looked at when something is not finite).
     """
@@ -89,7 +88,7 @@ def gradients(
         key: of the step.
         step: number of updates so far.
         num_micro_batches: parts that go through the networks one after another.
-        observed: whether this step is one that `train.observe` looks at.
+        observed: whether this step is one that `objectives.observe` looks at.
     """
 
     def criterion(params: Any, extra: Any, outputs: Any) -> tuple[jax.Array, tuple[Any, Measurements]]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from vfm_jax.core.trees import split_flowing
 from vfm_jax.core.types import Measurements
-from vfm_jax.experiment import Objective
 from vfm_jax.metrics.representation import alignment, effective_rank, feature_std, uniformity
+from vfm_jax.objectives.interface import Objective
 
 ROWS = 256  # of the batch, the first; more would make the singular values dear and say the same
 TERM = "loss/"

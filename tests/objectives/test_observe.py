@@ -6,7 +6,7 @@ import numpy as np
 
 from vfm_jax.metrics.representation import alignment, effective_rank
 from vfm_jax.objectives.interface import Objective, carry_nothing
-from vfm_jax.train.observe import observe_embedding, observe_shares
+from vfm_jax.objectives.observe import observe_embedding, observe_shares
 
 
 def test_the_embedding_is_looked_at_only_when_due():
