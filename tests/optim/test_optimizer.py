@@ -220,6 +220,32 @@ def params_and_gradients(key, steps=3):
     return draw(key), [draw(jax.random.fold_in(key, 1 + i)) for i in range(steps)]
 
 
+def test_lars_with_clipped_trust_is_sgd_at_the_smaller_of_two_rates(key):
+    """LARC, written out: one leaf that its ratio slows down, one that the schedule does, one that does not adapt."""
+    schedule = linear(base=0.5, warmup_steps=2, total_steps=6)
+    names = ("a/kernel", "b/kernel", "c/bias")
+    draws = jax.random.normal(key, (6, len(names), 4), jnp.float32)
+    params = dict(zip(names, draws[0] * jnp.array([[0.1], [9.0], [1.0]]), strict=True))
+    spec = dict(name="lars", momentum=0.9, trust_coefficient=0.1, clip_trust=True, weight_decay=0.01)
+    optimizer = make_optimizer(params, spec, schedule)
+    state, ours = optimizer.init(params), params
+    theirs, buffers = {n: np.asarray(p, np.float64) for n, p in params.items()}, dict.fromkeys(names, 0.0)
+    for step in range(5):
+        grads = dict(zip(names, draws[1 + step], strict=True))
+        updates, state = optimizer.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        rate = float(schedule(step))
+        for name in names:
+            p, g = theirs[name], np.asarray(grads[name], np.float64)
+            if name != "c/bias":
+                g = g + 0.01 * p
+                g = g * min(0.1 * np.linalg.norm(p) / np.linalg.norm(g) / rate if rate else 1.0, 1.0)
+            buffers[name] = 0.9 * buffers[name] + g
+            theirs[name] = p - rate * buffers[name]
+    for name in names:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
 def test_lars_with_classic_momentum_is_optaxs_while_the_rate_changes(key):
     params, gradients = params_and_gradients(key)
     schedule = linear(base=0.5, warmup_steps=2, total_steps=5)

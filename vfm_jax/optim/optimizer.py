@@ -301,6 +301,7 @@ def lars(
     *,
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
+    clip_trust: bool = False,
     classic_momentum: bool = False,
     nesterov: bool = False,
     weight_decay: Decay = 0.0,
@@ -323,6 +324,8 @@ def lars(
         path: of the config dict, for messages.
         momentum: memory of the momentum, in [0, 1).
         trust_coefficient: step length as a share of the leaf's norm, at learning rate 1.
+        clip_trust: the rate of a leaf is the smaller of its trust ratio and the learning rate, in place of their
+            product (LARC).
         classic_momentum: the learning rate enters the momentum (SimCLR's code); otherwise it multiplies the momentum
             (MAE, MoCo v3, Barlow Twins). The two differ while the learning rate changes.
         nesterov: Nesterov's momentum.
@@ -335,7 +338,7 @@ def lars(
     rate = scale_by_rate(leaves, schedule)
     rules = (
         add_weight_decay(leaves),
-        scale_by_trust_ratio(leaves, trust_coefficient),
+        scale_by_trust_ratio(leaves, trust_coefficient, schedule if clip_trust else None),
         *((rate, trace) if classic_momentum else (trace, rate)),
     )
     return _assemble(params, leaves, sam_radius, path, *rules)

@@ -86,23 +86,46 @@ def hold_frozen(steps: Mapping[str, int]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_trust_ratio(leaves: Mapping[str, LeafSettings], coefficient: float) -> optax.GradientTransformation:
+def scale_by_trust_ratio(
+    leaves: Mapping[str, LeafSettings], coefficient: float, at_most: Schedule | None = None
+) -> optax.GradientTransformation:
     """Scales each update u of a leaf p to coefficient · ‖p‖ / ‖u‖ times itself, where the leaf's settings ask for it.
 
     A leaf or an update of norm zero leaves the update as it is. optax's own is equal in value, but takes each norm
     twice to stay differentiable at zero: LARS then costs 170 ms instead of 66 ms.
 
     Reference: You et al., Large Batch Training of Convolutional Networks, 2017, Eq. 6 (arXiv:1708.03888).
+
+    Args:
+        leaves: settings by leaf name.
+        coefficient: of the ratio.
+        at_most: learning rate that the ratio is a rate below, as in LARC: it becomes min(ratio / rate, 1), which the
+            multiplication with the learning rate after it turns into min(ratio, rate). None: the ratio alone.
     """
 
-    def one(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        if not leaves[name].trust_ratio:
-            return update
-        length, step = jnp.linalg.norm(param.ravel()), jnp.linalg.norm(update.ravel())
-        ratio = coefficient * length / jnp.where(step > 0, step, 1.0)
-        return update * jnp.where((length > 0) & (step > 0), ratio, 1.0)
+    def init(params: Any) -> Any:
+        del params
+        return optax.EmptyState() if at_most is None else optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    return optax.stateless(lambda updates, params: map_named(one, updates, params))
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        own = (settings.schedule for settings in leaves.values())
+        now = {} if at_most is None else _values((at_most, *own), state.count)
+
+        def one(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
+            settings = leaves[name]
+            if not settings.trust_ratio:
+                return update
+            length, step = jnp.linalg.norm(param.ravel()), jnp.linalg.norm(update.ravel())
+            ratio = coefficient * length / jnp.where(step > 0, step, 1.0)
+            if at_most is not None:
+                rate = settings.lr_scale * now[settings.schedule or at_most]
+                ratio = jnp.where(ratio < rate, ratio / jnp.where(rate > 0, rate, 1.0), 1.0)
+            return update * jnp.where((length > 0) & (step > 0), ratio, 1.0)
+
+        scaled = map_named(one, updates, params)
+        return scaled, state if at_most is None else optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_by_norm(leaves: Mapping[str, LeafSettings]) -> optax.GradientTransformation:
