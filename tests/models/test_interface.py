@@ -35,7 +35,8 @@ ENCODERS = {
     "ViT, sincos, layer scale, drop path": VIT | dict(positions="sincos2d", layer_scale=0.1, drop_path=0.3),
     "ViT, sincos of big_vision, mean without class token": VIT
     | dict(positions="sincos2d_bigvision", pooling="mean", class_token=False, activation="gelu_tanh"),
-    "ViT, norm of the mean": VIT | dict(pooling="mean", norm_pooled=True),
+    "ViT, norm of the mean, of colours one after another": VIT
+    | dict(pooling="mean", norm_pooled=True, causal=True, color_levels=2, init_std=0.1),
     "ViT, attention pooling": VIT | dict(pooling="attention", class_token=False, representation=5),
     "ViT, attention pooling with class token, learned by linear": VIT
     | dict(pooling="attention", position_resampling="linear_corners"),
@@ -164,6 +165,8 @@ OTHERS = {
     "decoder of data2vec 2, another width": dict(name="conv_decoder", width=8, depth=2, kernel_size=5, groups=4),
     "head of SimMIM": dict(name="pixel_head"),
     "decoder of context encoders": dict(name="upsampling_decoder", width=12),
+    "decoder of AIM": dict(name="token_decoder", width=12, depth=2),
+    "decoder of iGPT": dict(name="token_decoder", depth=0, positions="none", init_std=0.1, use_bias=True),
     "head of DINO": dict(name="dino_head", out_dim=11, hidden_dim=12, bottleneck_dim=5),
     "head of DINO, learned scale": dict(
         name="dino_head", out_dim=11, hidden_dim=12, bottleneck_dim=5, num_layers=2, learned_scale=True
@@ -211,6 +214,7 @@ def _inputs(label, batch=BATCH):
         **dict.fromkeys(
             ("pixel_head", "upsampling_decoder"), ((cells,), dict(grid=(2, 3), patch_size=4, channels=2))
         ),
+        "token_decoder": ((tokens,), dict(grid=(2, 3), num_outputs=9)),
         "jepa_predictor": ((tokens, keep[None, :, :5], np.stack([keep[:, 4:], keep[:, 2:4]])), dict(grid=(2, 3))),
     }.get(OTHERS[label]["name"], ((random.standard_normal((batch, 10), np.float32),), {}))
 

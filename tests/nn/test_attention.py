@@ -1,5 +1,6 @@
 """Attention against numpy in float64, in the form of every backend that runs here."""
 
+import json
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from einops import rearrange
 
 from vfm_jax.core.backend import compiling_for
-from vfm_jax.nn.attention import SelfAttention, attend, attention_weights
+from vfm_jax.nn.attention import SelfAttention, attend, attention_weights, prefix_causal_mask
 from vfm_jax.nn.positions import RelativeIndex, places, relative_rows, rope_coordinates, rope_periods, rotation
 
 SHAPES = {"query": (2, 5, 3, 8), "key": (2, 7, 3, 8), "value": (2, 7, 3, 8)}  # b n heads d
@@ -201,3 +202,20 @@ def test_an_offset_of_the_keys_that_does_not_count_changes_nothing(key):
     assert params["qkv"]["bias"].shape == (3, 3, 4)
     other = params | {"qkv": params["qkv"] | {"bias": params["qkv"]["bias"].at[1].set(jnp.nan)}}
     np.testing.assert_array_equal(layer.apply({"params": other}, x), layer.apply({"params": params}, x))
+
+
+def test_prefix_causal_attention_equals_aims_with_its_gradient(golden_directory):
+    golden = np.load(golden_directory / "losses" / "aim_prefix_attention.npz")
+    heads = json.loads(str(golden["meta"]))["config"]["num_heads"]
+    x, width = jnp.asarray(golden["x"]), golden["x"].shape[2]
+    mask = prefix_causal_mask(jnp.asarray(golden["prefix_len"]), x.shape[1])
+    np.testing.assert_array_equal(mask, golden["attn_mask"])
+    qkv, out = (golden[f"param/{name}.weight"].T for name in ("qkv", "proj"))
+    params = {
+        "qkv": {"kernel": jnp.asarray(qkv.reshape(width, 3, heads, -1))},
+        "out": {"kernel": jnp.asarray(out.reshape(heads, -1, width)), "bias": jnp.asarray(golden["param/proj.bias"])},
+    }
+    attention = SelfAttention(width, heads, qkv_bias=False)
+    y, pull = jax.vjp(lambda x: attention.apply({"params": params}, x, mask=mask[:, None]), x)
+    np.testing.assert_allclose(y, golden["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pull(jnp.asarray(golden["cotangent"]))[0], golden["grad_x"], rtol=1e-4, atol=1e-5)

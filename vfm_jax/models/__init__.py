@@ -9,7 +9,7 @@ from vfm_jax.models.text import TextTransformer
 from vfm_jax.models.two_tower import two_tower
 from vfm_jax.models.vgg import VGG
 from vfm_jax.models.vit import ViT
-from vfm_jax.nn.decoders import JepaPredictor, MaskedDecoder
+from vfm_jax.nn.decoders import JepaPredictor, MaskedDecoder, TokenDecoder
 from vfm_jax.nn.heads import DinoHead, LinearHead, ProjectionHead, Prototypes
 from vfm_jax.nn.map_decoders import ConvDecoder, PixelHead, UpsamplingDecoder
 
@@ -29,6 +29,7 @@ MODELS = {
     "pixel_head": PixelHead,
     "upsampling_decoder": UpsamplingDecoder,
     "jepa_predictor": JepaPredictor,
+    "token_decoder": TokenDecoder,
     "dino_head": DinoHead,
     "projection_head": ProjectionHead,
     "prototypes": Prototypes,

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
-from vfm_jax.nn.layers import NORMS, Dense
+from vfm_jax.nn.layers import NORMS, Dense, xavier_uniform
 from vfm_jax.nn.masking import gather_tokens
-from vfm_jax.nn.patches import PatchEmbedding, grid_of, patch_size_of, patchify
+from vfm_jax.nn.patches import ColorEmbedding, PatchEmbedding, grid_of, patch_size_of, patchify
 from vfm_jax.nn.pooling import AttentionPooling, ProbePooling, mean_pool
 from vfm_jax.nn.positions import (
     SINCOS,
@@ -52,6 +52,14 @@ SIZES = {
     "H-aimv2": (1536, 24, 4096, 12),  # the same
     "1B-aimv2": (2048, 24, 5632, 16),  # the same
     "3B-aimv2": (3072, 24, 8192, 24),  # the same
+    "0.6B-aim": (1536, 24, 6144, 12),  # El-Nouby et al., AIM, 2024 (arXiv:2401.08541), Table 1
+    "1B-aim": (2048, 24, 8192, 16),  # the same
+    "3B-aim": (3072, 24, 12288, 24),  # the same
+    "7B-aim": (4096, 32, 16384, 32),  # the same
+    "S-igpt": (512, 24, 2048, 8),  # Chen et al., Generative Pretraining from Pixels, 2020 (ICML), and their code
+    "M-igpt": (1024, 36, 4096, 8),  # the same
+    "L-igpt": (1536, 48, 6144, 16),  # the same
+    "XL-igpt": (3072, 60, 12288, 16),  # the same, which does not tell the heads
 }
 CHOICES = {
     "positions": ("learned", *SINCOS, "rope", "none"),
@@ -119,6 +127,10 @@ class ViT(nn.Module):
             authors draw once for the batch); see `nn.positions.augment_coordinates`.
         rope_jitter: see there.
         rope_rescale: see there.
+        causal: a token looks at no later one, in the order above.
+        color_levels: a patch is embedded by the class of its mean colour, of so many levels of each channel between
+            -1 and 1 (iGPT); 0: by a linear map of its pixels.
+        init_std: kernels start from a normal distribution of this deviation; None: from Glorot's uniform one.
         levels_of: a level is the output of the "block", or of its "mlp" before it is added (data2vec 2).
     """
 
@@ -169,6 +181,9 @@ class ViT(nn.Module):
     rope_shift: float | None = None
     rope_jitter: float | None = None
     rope_rescale: float | None = None
+    causal: bool = False
+    color_levels: int = 0
+    init_std: float | None = None
     levels_of: str = "block"
 
     @property
@@ -223,8 +238,11 @@ class ViT(nn.Module):
     def setup(self) -> None:
         self._check()
         width, depth, mlp_dim, heads = self.sizes
-        self.patch_embedding = PatchEmbedding(
-            width, self.patch_size, dtype=self.dtype, kernel_size=self.kernel_size, use_bias=self.patch_bias
+        init = xavier_uniform if self.init_std is None else nn.initializers.normal(self.init_std)
+        self.patch_embedding = (
+            ColorEmbedding(width, self.patch_size, self.color_levels, dtype=self.dtype)
+            if self.color_levels
+            else PatchEmbedding(width, self.patch_size, init, self.dtype, self.kernel_size, self.patch_bias)
         )
         self.transformer = Transformer(
             width,
@@ -237,7 +255,8 @@ class ViT(nn.Module):
             self.norm_epsilon,
             self.scan,
             self.remat,
-            dtype=self.dtype,
+            init,
+            self.dtype,
             norm=self.norm,
             norm_order=self.norm_order,
             mlp_kind=self.mlp,
@@ -247,6 +266,7 @@ class ViT(nn.Module):
             out_bias=self.out_bias,
             qk_norm=self.qk_norm,
             relative=self.relative_positions == "block",
+            causal=self.causal,
             levels_of=self.levels_of,
         )
 
@@ -378,7 +398,9 @@ class ViT(nn.Module):
         image: Float[Array, "b h w c"],
         *,
         keep: Int[Array, "b k"] | None = None,
+        valid: Bool[Array, "b k"] | None = None,
         masked: Bool[Array, "b n"] | None = None,
+        mask: Bool[Array, "#b n n"] | None = None,
         keys: jax.Array | None = None,
         train: bool = False,
         local: bool = False,
@@ -388,7 +410,9 @@ class ViT(nn.Module):
         Args:
             image: normalised images.
             keep: indices of the patches to look at; None for all.
+            valid: which of these are no padding: that is neither attended to nor pooled, and its tokens mean nothing.
             masked: patches (of all, not of the kept ones) that the mask token takes the place of.
+            mask: True where a token (second axis) may look at another (last axis), prefix tokens among them.
             keys: one per example, for drop path and the coordinates of "rope"; needed only in training.
             train: use random drops and coordinates.
             local: the images are local crops (`local_class_norm`).
@@ -399,8 +423,13 @@ class ViT(nn.Module):
         grid = grid_of((image.shape[1], image.shape[2]), self.patch_size)
         keys = keys if train else None
         x = self.embed(image, keep, masked)
-        x, levels = self.transformer(x, keys=keys, levels=self.levels, **self._told(grid, keep, keys))
-        return self._features(x, levels, grid, train and local)
+        told = self._told(grid, keep, keys)
+        if valid is not None:
+            told["mask"] = self._with_prefix(valid)[:, None, None, :]
+        if mask is not None:
+            told["mask"] = mask[:, None] & told.get("mask", True)
+        x, levels = self.transformer(x, keys=keys, levels=self.levels, **told)
+        return self._features(x, levels, grid, train and local, valid)
 
     def packed(
         self,

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vfm_jax.core.backend import target_backend
 from vfm_jax.nn.layers import NORMS, Dense, Initializer, xavier_uniform
@@ -73,6 +73,15 @@ def attention_weights(
     if causal:
         logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool)[None, None], logits, lowest)
     return jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+
+
+def prefix_causal_mask(prefix: Int[Array, " b"], num_tokens: int) -> Bool[Array, "b n n"]:
+    """Where a token (second axis) may look: at those up to itself, and at the first `prefix` ones of its example.
+
+    Reference: El-Nouby et al., AIM, 2024 (arXiv:2401.08541), Sec. 3.2, "Prefix Transformer".
+    """
+    place = jnp.arange(num_tokens)
+    return jnp.tri(num_tokens, dtype=bool)[None] | (place[None, None, :] < prefix[:, None, None])
 
 
 def _mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -4,14 +4,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vfm_jax.core.tables import lookup
-from vfm_jax.nn.layers import Dense, LayerNorm
+from vfm_jax.nn.layers import Dense, LayerNorm, xavier_uniform
 from vfm_jax.nn.masking import scatter_tokens
 from vfm_jax.nn.positions import SINCOS
 from vfm_jax.nn.resample import resample_positions
-from vfm_jax.nn.transformer import Transformer
+from vfm_jax.nn.transformer import Mlp, Transformer
 
 
 def _position_table(module: "MaskedDecoder | JepaPredictor", grid: tuple[int, int]) -> Float[Array, "n d"]:
@@ -128,6 +128,8 @@ class JepaPredictor(nn.Module):
         context: Int[Array, "contexts b k"],
         targets: Int[Array, "blocks b q"],
         grid: tuple[int, int],
+        context_valid: Bool[Array, "contexts b k"] | None = None,
+        targets_valid: Bool[Array, "blocks b q"] | None = None,
     ) -> Float[Array, "out_rows q d"]:
         """Representations of the patches `targets`; rows by block, then context, then example.
 
@@ -136,6 +138,8 @@ class JepaPredictor(nn.Module):
             context: indices of the patches that the encoder saw, in one or more ways.
             targets: indices of the patches to predict, one block of them or more.
             grid: rows and columns of all patches.
+            context_valid: with the next, which of the context are no padding: that is not attended to. None: all.
+            targets_valid: the same of the targets; what is predicted of padding means nothing.
         """
         init = nn.initializers.normal(0.02)
         table = _position_table(self, grid).astype(self.dtype)
@@ -145,6 +149,11 @@ class JepaPredictor(nn.Module):
         mask_token = self.param("mask_token", init, (self.width,), jnp.float32).astype(self.dtype)
         hidden = mask_token[None, None] + table[repeat(targets, "t b q -> (t e b) q", e=context.shape[0])]
         x = jnp.concatenate([repeat(seen, "row k d -> (t row) k d", t=num_blocks), hidden], axis=1)
+        mask = None
+        if context_valid is not None and targets_valid is not None:
+            seen_valid = repeat(context_valid, "e b k -> (t e b) k", t=num_blocks)
+            hidden_valid = repeat(targets_valid, "t b q -> (t e b) q", e=context.shape[0])
+            mask = jnp.concatenate([seen_valid, hidden_valid], axis=1)[:, None, None, :]
         x, _ = Transformer(
             self.width,
             self.depth,
@@ -158,7 +167,59 @@ class JepaPredictor(nn.Module):
             dtype=self.dtype,
             qkv_bias=self.qkv_bias,
             name="transformer",
-        )(x)
+        )(x, mask=mask)
         x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x[:, -num_targets:])
         # float32: the loss compares these with the teacher's
         return Dense(tokens.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+
+
+class TokenDecoder(nn.Module):
+    """Pixels, or logits of classes, from each token alone: residual MLPs, then a dense layer.
+
+    AIM's head (El-Nouby et al., 2024, arXiv:2401.08541, Sec. 3.1), with the defaults; with depth=0 and
+    positions="none" a dense layer, as iGPT's (Chen et al., 2020, ICML), which starts from zero (init_std=0).
+
+    Attributes:
+        width: of the MLPs' residual stream; None for the tokens'.
+        depth: MLPs.
+        positions: added before the first: a name in `nn.positions.SINCOS`, or "none".
+        use_bias: the layers have offsets.
+        init_std: of the last layer's kernel, whose distribution is normal; None for Glorot's uniform one.
+    """
+
+    width: int | None = None
+    depth: int = 12
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    positions: str = "sincos2d"
+    norm_epsilon: float = 1e-6
+    use_bias: bool = False
+    init_std: float | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n d"], grid: tuple[int, int], num_outputs: int
+    ) -> Float[Array, "b n p"]:
+        """`num_outputs` values for each token.
+
+        Args:
+            tokens: of the first n patches of an image, in raster order.
+            grid: rows and columns of all patches.
+            num_outputs: pixels of a patch, or classes.
+        """
+        x, width = tokens.astype(self.dtype), self.width or tokens.shape[-1]
+        if width != tokens.shape[-1]:
+            x = Dense(width, dtype=self.dtype, use_bias=self.use_bias, name="embed")(x)
+        table = lookup({**SINCOS, "none": None}, self.positions, "positions")
+        if table is not None:
+            x = x + jnp.asarray(table(grid, width), self.dtype)[None, : x.shape[1]]
+        for i in range(self.depth):
+            y = LayerNorm(self.norm_epsilon, self.dtype, name=f"norm_{i}")(x)
+            hidden = int(width * self.mlp_ratio)
+            x = x + Mlp(width, hidden, self.activation, dtype=self.dtype, use_bias=self.use_bias, name=f"mlp_{i}")(y)
+        if self.depth:
+            x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x)
+        init = xavier_uniform if self.init_std is None else nn.initializers.normal(self.init_std)
+        out = Dense(num_outputs, kernel_init=init, dtype=self.dtype, use_bias=self.use_bias, name="out")
+        return out(x).astype(jnp.float32)  # float32: the loss compares these

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.nn.layers import Initializer, dense, xavier_uniform
@@ -84,3 +84,41 @@ class PatchEmbedding(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32).astype(self.dtype)
         patches = patches.astype(self.dtype)
         return dense(patches, kernel.reshape(-1, self.width), bias, patches.shape[:-1])
+
+
+def color_classes(patches: Float[Array, "b n p"], num_pixels: int, levels: int) -> Int[Array, "b n"]:
+    """The class of each patch's mean colour, of `levels` equal steps of each channel between -1 and 1.
+
+    With 8 levels and three channels there are 512 classes: the 9-bit palette of iGPT on a regular grid of colours,
+    where theirs are the centres of clusters of pixels.
+
+    Reference: Chen et al., Generative Pretraining from Pixels, 2020 (ICML), Sec. 3.2.
+    """
+    color = jnp.mean(rearrange(patches, "b n (pixels c) -> b n pixels c", pixels=num_pixels), axis=2)
+    step = jnp.clip(jnp.floor((color + 1) / 2 * levels), 0, levels - 1).astype(jnp.int32)
+    return jnp.sum(step * levels ** jnp.arange(step.shape[-1], dtype=jnp.int32)[None, None], axis=-1)
+
+
+def colors_of_classes(classes: Int[Array, "b n"], levels: int, channels: int) -> Float[Array, "b n c"]:
+    """The colour in the middle of each class of `color_classes`."""
+    steps = classes[:, :, None] // levels ** jnp.arange(channels, dtype=jnp.int32)[None, None] % levels
+    return (steps.astype(jnp.float32) + 0.5) / levels * 2 - 1
+
+
+class ColorEmbedding(nn.Module):
+    """A learned vector for each class of colours (`color_classes`): patches as words.
+
+    Reference: Chen et al., 2020 (ICML), Sec. 3.1 and 3.2.
+    """
+
+    width: int
+    patch_size: int
+    levels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
+        num_pixels = self.patch_size**2
+        shape = (self.levels ** (patches.shape[-1] // num_pixels), self.width)
+        table = self.param("table", nn.initializers.normal(0.02), shape, jnp.float32)
+        return table.astype(self.dtype)[color_classes(patches, num_pixels, self.levels)]
