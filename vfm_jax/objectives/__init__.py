@@ -1,5 +1,6 @@
 """Pretraining methods by name; each is one file that reads as its paper's algorithm."""
 
+from vfm_jax.objectives.aim import aim
 from vfm_jax.objectives.barlow_twins import barlow_twins
 from vfm_jax.objectives.byol import byol
 from vfm_jax.objectives.clip import clip
@@ -8,10 +9,13 @@ from vfm_jax.objectives.dino import dino
 from vfm_jax.objectives.dinov2 import dinov2
 from vfm_jax.objectives.dinov3 import dinov3
 from vfm_jax.objectives.ibot import ibot
+from vfm_jax.objectives.igpt import igpt
+from vfm_jax.objectives.ijepa import ijepa
 from vfm_jax.objectives.lejepa import lejepa
 from vfm_jax.objectives.mae import mae
 from vfm_jax.objectives.moco import moco
 from vfm_jax.objectives.moco_v3 import moco_v3
+from vfm_jax.objectives.nepa import nepa
 from vfm_jax.objectives.sigclr import sigclr
 from vfm_jax.objectives.siglip import siglip
 from vfm_jax.objectives.simclr import simclr
@@ -22,6 +26,7 @@ from vfm_jax.objectives.swav import swav
 from vfm_jax.objectives.vicreg import vicreg
 
 OBJECTIVES = {
+    "aim": aim,
     "barlow_twins": barlow_twins,
     "byol": byol,
     "clip": clip,
@@ -30,10 +35,13 @@ OBJECTIVES = {
     "dinov2": dinov2,
     "dinov3": dinov3,
     "ibot": ibot,
+    "igpt": igpt,
+    "ijepa": ijepa,
     "lejepa": lejepa,
     "mae": mae,
     "moco": moco,
     "moco_v3": moco_v3,
+    "nepa": nepa,
     "sigclr": sigclr,
     "siglip": siglip,
     "simclr": simclr,
