@@ -43,7 +43,8 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
         "evals": dict(knn=dict(num_neighbors=20)),
         "baselines": ("random_init",),
     }
-    for field in ("mesh", "sharding", "checkpoints", "start_from", "carry", "num_micro_batches", "eval_batch_size"):
+    whole_run = ("start_from", "branch_from", "carry", "checkpoints")
+    for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)
     small |= _shrunk(small, image_size / pixels)
     stages = [_shrunk(stage, image_size / pixels) for stage in small.get("stages", ())]

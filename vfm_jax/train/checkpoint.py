@@ -187,8 +187,8 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._good.add(step)
 
-    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest sound step as (state, meta), or None when no step was ever completed.
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """The newest sound step, or the given one, as (state, meta), or None when no step was ever completed.
 
         A damaged step is passed over with one line and left where it is: the fault may be the disk's or the
         network's of this moment, and if all were moved away the next start would silently begin at zero.
@@ -196,6 +196,7 @@ class Checkpoints:
         Args:
             abstract_state: tree of `jax.ShapeDtypeStruct`, each with the sharding to restore to (on any mesh; a
                 leaf without one comes back as numpy).
+            step: the only one to try.
 
         Raises:
             UserError: the checkpoint has other leaves, shapes or dtypes; nothing is ever cast.
@@ -203,7 +204,7 @@ class Checkpoints:
         """
         self.wait()
         wanted = _unique_leaves(abstract_state)
-        numbers = _numbers(self.directory)
+        numbers = _numbers(self.directory) if step is None else [step]
         for step in reversed(numbers):
             path = self.directory / str(step)
             try:

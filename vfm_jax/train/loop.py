@@ -22,7 +22,7 @@ from vfm_jax.core.sharding import replicated, sharded_init, shardings
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import Experiment, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
-from vfm_jax.train.checkpoint import Checkpoints, restore_params
+from vfm_jax.train.checkpoint import MANIFEST, Checkpoints, restore_params
 from vfm_jax.train.evaluation import Judge
 from vfm_jax.train.record import Run, finished_summary, read_json
 from vfm_jax.train.stages import Donor, Stage, carry_over, read_stages
@@ -76,11 +76,12 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     experiments[0].keep_vocabulary(workdir)
     with _Stop() as stop:
         try:
-            donor = _start(recipe)
+            trunk, donor = _trunk(recipe), _start(recipe)
             for stage, experiment in zip(stages, experiments, strict=True):
-                state = run_stage(run, stage, experiment, donor, stop)
+                state = run_stage(run, stage, experiment, donor, stop, trunk)
                 if stop.requested:
                     break
+                trunk = None
                 donor = Donor(
                     Variables(*jax.device_get((state.params, state.extra))),
                     Variables(*jax.device_get(state.variables.result)),
@@ -158,22 +159,70 @@ def _start(recipe: Mapping[str, Any]) -> Donor | None:
         return None
     if recipe.get("init", {}).get("weights"):
         raise UserError("The recipe sets both config.start_from and config.init.weights; keep one of them.")
-    path = pathlib.Path(origin)
-    if (before := read_json(path / "config.json")) and (path / "checkpoints").is_dir():  # a run: its last stage
-        names = [stage.name for stage in read_stages(before)]
-        path = next((p for name in reversed(names) if (p := path / "checkpoints" / name).is_dir()), path)
-    found = restore_params(path)
+    found = restore_params(_last_stage(pathlib.Path(origin)))
     stage = next(s for s in read_stages(found.meta["recipe"]) if s.name == found.meta["stage"])
     return Donor(Variables(found.params, found.extra), found.result, stage.recipe["objective"]["name"], str(origin))
 
 
-def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Donor | None, stop: _Stop) -> TrainState:
+def _last_stage(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoints of the last stage where `path` is a run; else `path`."""
+    if (before := read_json(path / "config.json")) and (path / "checkpoints").is_dir():
+        names = [stage.name for stage in read_stages(before)]
+        return next((p for name in reversed(names) if (p := path / "checkpoints" / name).is_dir()), path)
+    return path
+
+
+def _trunk(recipe: Mapping[str, Any]) -> pathlib.Path | None:
+    """What the first stage branches off; None where it is no branch."""
+    if not recipe.get("branch_from"):
+        return None
+    if recipe.get("start_from"):
+        raise UserError("The recipe sets both config.start_from and config.branch_from, which brings everything.")
+    return _last_stage(pathlib.Path(recipe["branch_from"]))
+
+
+def _branched(trunk: pathlib.Path, abstract: TrainState, experiment: Experiment, say: Callable[[str], None]) -> Any:
+    """State and meta of a run's checkpoint, for another run that goes on from there with everything.
+
+    Parameters, averages, moments, the number of steps and the position in the data are the trunk's, so that a branch
+    differs from it by its recipe alone: a trunk at a constant rate, and branches that let it fall (Hägele et al.,
+    2024, arXiv:2405.18392).
+    """
+    one = (trunk / MANIFEST).is_file()
+    with Checkpoints(trunk.parent if one else trunk, log=say) as checkpoints:
+        found = checkpoints.restore(abstract, int(trunk.name) if one else None)
+    if found is None:
+        raise UserError(
+            f"config.branch_from: no checkpoint in {trunk}. Give a run, or checkpoints/STAGE/STEP of one."
+        )
+    step = found[1]["step"]
+    if step >= experiment.total_steps:
+        raise UserError(
+            f"{trunk} stands at step {step:,}, and the branch ends at step {experiment.total_steps:,}. Its length"
+            " counts from the trunk's start: lengthen it, or branch off an earlier step, checkpoints/STAGE/STEP."
+        )
+    say(f"Branching off {trunk} at step {step:,}.")
+    return found
+
+
+def run_stage(
+    run: Run,
+    stage: Stage,
+    experiment: Experiment,
+    donor: Donor | None,
+    stop: _Stop,
+    trunk: pathlib.Path | None = None,
+) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
     blank, key, abstract = _blank_state(experiment)
     judge = Judge(experiment) if experiment.evaluations else None
 
     with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
         found = checkpoints.restore(abstract)
+        if found is not None:
+            run.say(f"Resuming stage {stage.name} at step {found[1]['step']:,}.")
+        elif trunk is not None:
+            found = _branched(trunk, abstract, experiment, run.say)
         public = found is None and donor is None and experiment.initialize is not None
         if found is not None:
             state, start = found[0], found[1]["step"]
@@ -183,7 +232,6 @@ def run_stage(run: Run, stage: Stage, experiment: Experiment, donor: Donor | Non
                     f"config.data.batch_size is now {experiment.batch_size:,}: its data could not go on in order.\n"
                     "Keep the batch size, or start from these weights in another --workdir with config.start_from."
                 )
-            run.say(f"Resuming stage {stage.name} at step {start:,}.")
         else:
             start = 0
             state = sharded_init(blank, experiment.rules, experiment.mesh, key)
