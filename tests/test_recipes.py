@@ -48,14 +48,17 @@ RECIPES = sorted(
 )
 
 
-def _methods_first(recipes):
-    """Every recipe as a parameter; those whose method an earlier one has are slow."""
+def _first_of_each(recipes, kind):
+    """Every recipe as a parameter; those of whose kind an earlier one is are slow."""
     seen, chosen = set(), []
     for location in recipes:
-        method = load_recipe(str(ROOT / location))["objective"]["name"]
-        chosen.append(pytest.param(location, marks=[pytest.mark.slow] if method in seen else []))
-        seen.add(method)
+        chosen.append(pytest.param(location, marks=[pytest.mark.slow] if kind(location) in seen else []))
+        seen.add(kind(location))
     return chosen
+
+
+def _method(location):
+    return load_recipe(str(ROOT / location))["objective"]["name"]
 
 
 # Recipes that start from public weights, and small ones of the kind; vit_cifar10.py names tensors that only its own
@@ -71,7 +74,12 @@ ADAPT = {
 }
 QUICKSTART = [f"configs/quickstart.py{variant}" for variant in ("", ":simclr", ":photos")]
 VARIANTS = sorted({location for location, _ in STAGES.values()} - set(RECIPES))
-TRACED = [*_methods_first(RECIPES), *QUICKSTART, *ADAPT, *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)]
+TRACED = [
+    *_first_of_each(RECIPES, _method),
+    *QUICKSTART,
+    *ADAPT,
+    *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS),
+]
 SHRUNK = [f"{MAE}:finetune", f"{MAE}:linear_probe", *QUICKSTART, *ADAPT]
 
 
@@ -222,7 +230,7 @@ def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, locati
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("location", _methods_first(RECIPES))
+@pytest.mark.parametrize("location", _first_of_each(RECIPES, lambda location: pathlib.Path(location).parent))
 def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location):
     recipe = _recipe(f"{location}:tiny")
     full = _recipe(location)
@@ -230,7 +238,7 @@ def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location)
     assert recipe["optimizer"]["name"] == full["optimizer"]["name"]
     assert set(recipe["views"]) == set(full["views"])
     short = {"total_steps": 2, "log_every_steps": 1, "evals": {}, "baselines": ()}
-    stages = tuple({**stage, "total_steps": 1} for stage in recipe["stages"])
+    stages = tuple({**stage, "total_steps": 1, "evals": {}} for stage in recipe["stages"])
     train(recipe | short | {"stages": stages}, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) >= 2

@@ -110,9 +110,8 @@ def main() -> None:
     known = recipes()
     with tempfile.TemporaryDirectory() as scratch:
         data = images(options.shared, pathlib.Path(scratch))
-        print(
-            f"| method ({options.steps} steps of {options.batch}) | k-NN | random | linear probe | random |\n|---|---|---|---|---|"
-        )
+        print(f"| {options.steps} steps of {options.batch} | k-NN | random | linear probe | random |")
+        print("|---|---|---|---|---|", flush=True)
         pixels = None
         for method in options.methods or known:
             found = []

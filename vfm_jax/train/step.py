@@ -30,8 +30,8 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function (state, host batch) -> (state after one update, measurements).
 
-    Measurements hold what the objective reports, what `objectives.observe` sees (NaN in steps that are not logged, which
-    are all but every `log_every_steps`-th), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
+    Measurements hold what the objective reports, what `objectives.observe` sees (NaN in all steps but every
+    `log_every_steps`-th, the ones that are logged), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
     (one number per parameter leaf in tree order, looked at when something is not finite).
     """
     update = optax.with_extra_args_support(optimizer).update
