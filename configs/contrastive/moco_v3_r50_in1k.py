@@ -84,7 +84,7 @@ def _linear_probe() -> ml_collections.ConfigDict:
     c.objective = dict(name="supervised", freeze_encoder=True)
     c.optimizer = dict(name="sgd", momentum=0.9, weight_decay=0.0,
                        groups=(dict(match=r"^encoder/", lr_scale=0.0), dict(match=r".*")))  # fmt: skip
-    c.schedule = dict(name="cosine", base=0.1 * c.data.batch_size / 256, end=0.0)
+    c.schedule = dict(name="cosine", base=0.1 * c.data.batch_size / 256, end=0.0, hold_epochs=1)
 
     c.start_from = "runs/moco_v3"
     c.carry = (r"^encoder/",)
