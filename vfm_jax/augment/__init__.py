@@ -1,6 +1,6 @@
 """Operations that make views of an image: on the device, inside the jitted step, with one key per example."""
 
-from vfm_jax.augment import color, erase, geometry, policies
+from vfm_jax.augment import auto_augment, color, erase, geometry, policies
 from vfm_jax.augment.mix import mixup_cutmix
 
 __all__ = ["ON_NORMALIZED", "VIEW_OPS", "mixup_cutmix"]
@@ -15,6 +15,7 @@ VIEW_OPS = {
     "grayscale": color.grayscale,
     "gaussian_blur": color.gaussian_blur,
     "solarize": color.solarize,
+    "auto_augment": auto_augment.auto_augment,
     "rand_augment": policies.rand_augment,
     "three_augment": policies.three_augment,
     "normalize": color.normalize,
