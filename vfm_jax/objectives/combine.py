@@ -103,6 +103,11 @@ def combine(*, members: Sequence[Member]) -> Objective:
             extra = _merged(extra, _given_back(settled, member, params))
         return extra
 
+    def constrain(params):
+        for member in members:
+            params = {**params, **_outward(member.objective.constrain(_inward(params, member)), member)}
+        return params
+
     def asked(member, function):
         def predict(variables: Variables, batch) -> Any:
             params, extra = variables
@@ -124,6 +129,7 @@ def combine(*, members: Sequence[Member]) -> Objective:
         separable=all(member.objective.separable for member in members),
         embedding=lambda outputs: members[0].objective.embedding(outputs[members[0].label]),
         after_load=after_load,
+        constrain=constrain,
     )
 
 
