@@ -28,11 +28,42 @@ FILE = "report.html"
 
 # What a method does, in a sentence's place "... by <this>"; an unknown one is called by its name alone.
 _OBJECTIVES = {
+    "aim": "predicting the pixels of each patch from those before it (AIM), without labels",
+    "barlow_twins": "making two altered copies of an image alike, and features unlike (Barlow Twins), without labels",
+    "byol": "predicting what a running average of itself makes of another copy (BYOL), without labels",
+    "clip": "matching images with their texts (CLIP)",
+    "combine": "several methods at once, a weighted sum",
+    "context_reconstruction": "painting what is missing of each image, without labels",
+    "data2vec2": "predicting its running average's features of hidden patches (data2vec 2), without labels",
+    "dino": "matching, from any crop, what a running average of itself makes of another (DINO), without labels",
+    "dinov2": "matching its running average across crops and at hidden patches (DINOv2), without labels",
+    "dinov3": "matching its running average across crops and at hidden patches (DINOv3), without labels",
+    "distillation": "learning to give what trained networks give (distillation)",
+    "fcmae": "hiding most of each image and learning to paint it in (FCMAE), without labels",
+    "ibot": "matching its running average across crops and at hidden patches (iBOT), without labels",
+    "igpt": "predicting the colour of each pixel from those before it (iGPT), without labels",
+    "ijepa": "predicting the features of hidden blocks from the rest of the image (I-JEPA), without labels",
+    "lejepa": "making copies of an image alike and features a Gaussian (LeJEPA), without labels",
     "mae": "hiding most patches of each image and learning to paint them in (MAE), without labels",
+    "moco": "recognising two altered copies of an image among many others (MoCo), without labels",
+    "moco_v3": "recognising two altered copies of an image among many others (MoCo v3), without labels",
+    "nepa": "predicting the embedding of each patch from those before it (NEPA), without labels",
+    "siglip": "matching images with their texts (SigLIP)",
+    "sigclr": "telling pairs of altered copies of one image from other pairs (sigmoid), without labels",
     "simclr": "learning to recognise two altered copies of an image as the same (SimCLR), without labels",
+    "simmim": "hiding parts of each image and learning to paint them in (SimMIM), without labels",
+    "simsiam": "predicting what it makes itself of another copy of the image (SimSiam), without labels",
+    "supcon": "learning to bring images of one class together (SupCon)",
     "supervised": "learning to name the class of each image (supervised)",
+    "swav": "agreeing on the group of two altered copies of an image (SwAV), without labels",
+    "vicreg": "making copies of an image alike, and features varied and unlike (VICReg), without labels",
 }
-_NETWORKS = {"vit": "A vision transformer (ViT)"}
+_NETWORKS = {
+    "vit": "A vision transformer (ViT)",
+    "convnext": "A ConvNeXt",
+    "resnet": "A residual network (ResNet)",
+    "swin": "A Swin transformer",
+}
 _CURVES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",

@@ -18,7 +18,12 @@ _BASELINES = {
     "random_init": "the same encoder with random weights",
     "raw_pixels": "the raw pixels",
 }
-PROBES = {"knn/accuracy": "k-nearest neighbours", "linear_probe/accuracy": "linear probe"}
+PROBES = {
+    "knn/accuracy": "k-nearest neighbours",
+    "linear_probe/accuracy": "linear probe",
+    "retrieval/image_to_text_recall_at_1": "image to text, recall at 1",
+    "retrieval/text_to_image_recall_at_1": "text to image, recall at 1",
+}
 
 
 def _evaluations(run: RunFiles) -> dict[str, dict[str, float]]:
@@ -34,7 +39,7 @@ def _evaluations(run: RunFiles) -> dict[str, dict[str, float]]:
 
 
 def _is_share(metric: str, value: float) -> bool:
-    return "accuracy" in metric and 0 <= value <= 1
+    return ("accuracy" in metric or "recall" in metric) and 0 <= value <= 1
 
 
 def results(run: RunFiles) -> str:
@@ -165,7 +170,11 @@ def _verdict(
 
 def _note(run: RunFiles, metrics: Sequence[str], chance: float) -> str:
     """How to read the table."""
-    parts = ["Accuracy is the share of test images, never trained on, that are named right."]
+    parts = []
+    if any("accuracy" in metric for metric in metrics):
+        parts.append("Accuracy is the share of test images, never trained on, that are named right.")
+    if any("recall" in metric for metric in metrics):
+        parts.append("Recall at 1: of all test texts or images, the nearest one belongs to what was asked.")
     if "knn/accuracy" in metrics:
         parts.append("k-nearest neighbours: the most similar training images vote on the class.")
     if "linear_probe/accuracy" in metrics:
