@@ -24,6 +24,30 @@ TINY_NETWORKS = {
 }
 
 
+def dino_crops(global_scale: tuple[float, float], local_scale: tuple[float, float], num_local: int) -> dict:
+    """The views of DINO and iBOT: two global crops that differ in blur and solarisation, and local ones.
+
+    Reference: Caron et al., 2021 (arXiv:2104.14294), Sec. 3.2, and `DataAugmentationDINO` of their code.
+    """
+    colors = (
+        dict(name="flip", probability=0.5),
+        dict(name="color_jitter", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8),
+        dict(name="grayscale", probability=0.2),
+    )
+    blur = dict(name="gaussian_blur", kernel_size=13, sigma=(0.1, 2.0))  # to three deviations; PIL's has no edge
+    solarize = dict(name="solarize", threshold=0.5, probability=0.2)
+    normalize = dict(name="normalize", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    crop = dict(name="random_resized_crop", interpolation="bicubic")
+    whole, local = dict(crop, size=224, scale=global_scale), dict(crop, size=96, scale=local_scale)
+    return {
+        "global": (
+            dict(ops=(whole, *colors, dict(blur, probability=1.0), normalize)),
+            dict(ops=(whole, *colors, dict(blur, probability=0.1), solarize, normalize)),
+        ),
+        "local": dict(num_views=num_local, ops=(local, *colors, dict(blur, probability=0.5), normalize)),
+    }
+
+
 def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.ConfigDict:
     """The same method at toy size on the embedded photographs: under a minute on two CPU cores, no download.
 

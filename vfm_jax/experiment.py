@@ -644,7 +644,9 @@ def _with_defaults(table: Mapping[str, Callable[..., Any]], spec: Mapping[str, A
     if function is None:
         return dict(spec)  # building it will say so
     plain = (bool, int, float, str, tuple, type(None))
-    defaults = {name: p.default for name, p in keywords(function).items() if isinstance(p.default, plain)}
+    networks = _roles(function) if table is OBJECTIVES else ()  # they stand in `config.networks`
+    settings = {name: p for name, p in keywords(function).items() if name not in networks}
+    defaults = {name: p.default for name, p in settings.items() if isinstance(p.default, plain)}
     durations = [name for name in defaults if name.endswith("_steps") and name != "total_steps"]
     for name in durations:  # may be given in any unit; which one is for the recipe, or a stage, to say
         del defaults[name]
