@@ -10,7 +10,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 TINY_BATCH, TINY_STEPS = 64, 60
 TINY_NETWORKS = {
     "bit": dict(depths=(1, 1, 1, 1), widths=(32, 32, 48, 64), stem_width=16, groups=8),
+    "conv_decoder": dict(width=48, depth=2, groups=4),
     "convnext": dict(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64)),
+    "convnext_decoder": dict(width=48),
     "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32),
     "jepa_predictor": dict(width=48, depth=2, heads=2),
     "masked_decoder": dict(width=48, depth=1, heads=2),
@@ -19,6 +21,7 @@ TINY_NETWORKS = {
     "resnet": dict(variant="18", width=16),
     "swin": dict(variant="T", width=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=4),
     "text": dict(width=64, depth=2, heads=2, mlp_dim=128),
+    "upsampling_decoder": dict(width=64),
     "vgg": dict(variant="11", widths=(16, 24, 32, 48, 64), classifier_dim=64),
     "vit": dict(variant="mu/4", width=96, depth=3, heads=3, mlp_dim=192),
 }

@@ -12,16 +12,26 @@ STAGES = {
     ("mae", "vit_b16", "pretrain_1600ep"): MAE,
     ("mae", "vit_b16", "finetune_1k"): f"{MAE}:finetune",
     ("mae", "vit_b16", "linear_probe"): f"{MAE}:linear_probe",
+    ("mae", "vit_l16", "pretrain_800ep"): f"{MAE}:vit_l16_800",
+    ("mae", "vit_l16", "pretrain_1600ep"): f"{MAE}:vit_l16",
+    ("mae", "vit_l16", "pretrain_800ep_unnormalised_baseline"): f"{MAE}:vit_l16_raw",
+    ("mae", "vit_l16", "finetune_1k"): f"{MAE}:vit_l16_finetune",
+    ("mae", "vit_h14", "pretrain_800ep"): f"{MAE}:vit_h14_800",
+    ("mae", "vit_h14", "pretrain_1600ep"): f"{MAE}:vit_h14",
+    ("mae", "vit_h14", "finetune_1k"): f"{MAE}:vit_h14_finetune",
+    ("mae", "vit_h14", "linear_probe"): f"{MAE}:vit_h14_linear_probe",
 }
+PROSE = {"note"}
 
 
 def _abstract(recipe):
-    """Shapes of a recipe's networks for two images of 32 pixels."""
+    """Shapes of a recipe's networks for two images of four patches."""
     networks = recipe["networks"]
     encoder, decoder = (
         MODELS[spec.pop("name")](**spec) for spec in (dict(networks[r]) for r in ("encoder", "decoder"))
     )
-    keep, image = jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 32, 32, 3), jnp.float32)
+    side = 2 * encoder.patch_size
+    keep, image = jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, side, side, 3), jnp.float32)
     seen, encoder_shapes = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), image, keep=keep))
     tokens = jnp.zeros(seen.tokens.shape, jnp.float32)
     pixels, _ = jax.eval_shape(lambda: decoder.init_with_output(jax.random.key(0), tokens, keep, (2, 2), 768))
