@@ -2,8 +2,8 @@
 
     vfm train --config=configs/self_distillation/byol_r18_cifar10.py --workdir=runs/byol_cifar10
 
-To reach: 92.6 % top-1 by a linear classifier, as solo-learn publishes it: trained along, on the augmented views, where
-here it is a probe on the features of plain images. Not yet run by us.
+To reach: 92.6 % top-1 by a linear classifier, as solo-learn publishes it: there it is trained along, on the augmented
+views, and here it is a probe on the features of plain images. Not yet run by us.
 Source: vturrisi/solo-learn, `scripts/pretrain/cifar/byol.yaml` and its `augmentations/asymmetric.yaml`. Its stem pads
 by one pixel more than ours, and so its maps are larger by two at first.
 """
