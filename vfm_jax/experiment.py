@@ -42,6 +42,7 @@ from vfm_jax.optim import (
     make_optimizer,
     update_ema,
 )
+from vfm_jax.optim.posthoc import Tracker, combination, track_profiles
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Objective",
     "Variables",
     "build_experiment",
+    "combination",
     "complete",
     "from_recipe",
     "listed",
@@ -108,6 +110,7 @@ class Experiment:
     schedule: Callable[[Any], jax.Array]
     optimizer: optax.GradientTransformation
     update_ema: Callable[[Any, Any, jax.Array], Any] | None
+    tracker: Tracker | None
     mesh: jax.sharding.Mesh
     rules: Rules
     batch_size: int
@@ -184,6 +187,7 @@ def build_experiment(
     total_examples: float | None = None,
     num_micro_batches: int = 1,
     ema: Mapping[str, Any] = {},
+    posthoc_ema: Mapping[str, Any] = {},
     eval_data: Mapping[str, Any] = {},
     eval_views: Mapping[str, Any] = {},
     evals: Mapping[str, Any] = {},
@@ -217,6 +221,8 @@ def build_experiment(
         total_examples: the same in examples.
         num_micro_batches: split each batch into this many, with the gradient of the whole (gradient accumulation).
         ema: keep an average of the parameters for evaluation: {"momentum": 0.9999}; {} keeps none.
+        posthoc_ema: track averages in whose place any other can be put after training: {"sigma_rel": (0.05, 0.1)}.
+            They lie in every checkpoint (`checkpoints.keep_last` says of how many); `export.average` combines them.
         eval_data: what "train" and "test" of the evaluators differ in from `data`: {"test": {"split": "test"}}.
         eval_views: as `views`, for evaluation; without randomness.
         evals: name -> evaluator by name with its keywords, and `every_epochs` (or another unit) while training.
@@ -311,6 +317,7 @@ def build_experiment(
         schedule=rate,
         optimizer=update,
         update_ema=average,
+        tracker=_build_tracker(posthoc_ema),
         mesh=device_mesh,
         rules=tuple((pattern, layout) for pattern, layout in sharding),
         batch_size=batch_size,
@@ -524,6 +531,13 @@ def _build_ema(spec: Mapping[str, Any]) -> Callable[[Any, Any, jax.Array], Any] 
     if not callable(momentum) and not 0 <= momentum < 1:
         raise UserError(f"config.ema.momentum is {momentum}; expected a number in [0, 1), such as 0.9999.")
     return lambda ema, params, step: update_ema(ema, params, ema_momentum(step, **spec))
+
+
+def _build_tracker(spec: Mapping[str, Any]) -> Tracker | None:
+    if not spec:
+        return None
+    check_fields(track_profiles, spec, "config.posthoc_ema")
+    return track_profiles(**spec)
 
 
 def _evaluator_fields(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -322,23 +322,43 @@ def restore_params(path: PathLike, *, log: Log = _warn) -> SavedParams:
     path = pathlib.Path(path).absolute()
     for candidate in _candidates(path):
         try:
-            manifest = _read_manifest(candidate)
-            wanted = {
-                name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
-                for name, entry in manifest["leaves"].items()
-                if name.startswith(("params/", "ema/", "extra/"))
-            }
-            if not wanted:
-                raise UserError(
-                    f"{candidate} has no params; its leaves are {', '.join(list(manifest['leaves'])[:5])}."
-                )
-            trees = _nested(_read_arrays(candidate, manifest, wanted))
-            return SavedParams(
-                trees.get("params", {}), trees.get("ema", {}), trees.get("extra", {}), manifest["meta"]
-            )
+            trees, meta = _read_parts(candidate, ("params", "ema", "extra"))
+            return SavedParams(trees["params"], trees["ema"], trees["extra"], meta)
         except _Damaged as reason:
             log(f"Checkpoint {candidate} is not usable ({reason}).")
     raise UserError(f"No usable checkpoint in {path}; the lines above say why. Give another step or another copy.")
+
+
+def restore_profiles(path: PathLike) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The tracked averages by name in the checkpoint of one step, what the objective carried, and the meta.
+
+    Raises:
+        UserError: the step is not sound, or its run tracked no averages.
+    """
+    path = pathlib.Path(path).absolute()
+    try:
+        trees, meta = _read_parts(path, ("profiles", "extra"))
+    except _Damaged as reason:
+        raise UserError(f"Checkpoint {path} is not usable ({reason}).") from None
+    return trees["profiles"], trees["extra"], meta
+
+
+def _read_parts(path: pathlib.Path, parts: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts of the state of one step, as nested dicts of arrays (empty where it has none), and its meta.
+
+    Raises:
+        UserError: it has nothing of the first of them.
+    """
+    manifest = _read_manifest(path)
+    wanted = {
+        name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
+        for name, entry in manifest["leaves"].items()
+        if name.split("/")[0] in parts
+    }
+    if not any(name.startswith(f"{parts[0]}/") for name in wanted):
+        raise UserError(f"{path} has no {parts[0]}; its leaves are {', '.join(list(manifest['leaves'])[:5])}.")
+    trees = _nested(_read_arrays(path, manifest, wanted))
+    return {part: trees.get(part, {}) for part in parts}, manifest["meta"]
 
 
 def _candidates(path: pathlib.Path) -> list[pathlib.Path]:

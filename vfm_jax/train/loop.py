@@ -258,6 +258,7 @@ def run_stage(
                 num_micro_batches=experiment.num_micro_batches,
                 log_every_steps=experiment.log_every_steps,
                 update_ema=experiment.update_ema,
+                update_profiles=experiment.tracker.update if experiment.tracker else None,
                 schedule=experiment.schedule,
             ),
             donate_argnums=0,
@@ -295,12 +296,14 @@ def run_stage(
 
 def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, TrainState]:
     """The pure function that makes a fresh state, its key, and the shape, dtype and sharding of every leaf."""
-    with_ema = experiment.update_ema is not None
+    averages: dict[str, Any] = {"with_ema": experiment.update_ema is not None}
+    if experiment.tracker:
+        averages["start_profiles"] = experiment.tracker.start
 
     def blank(key: jax.Array) -> TrainState:
         sample = {name: jnp.asarray(value) for name, value in experiment.sample.items()}
         batch = experiment.views(key, sample)
-        return init_state(experiment.objective, experiment.optimizer, batch, key, with_ema=with_ema)
+        return init_state(experiment.objective, experiment.optimizer, batch, key, **averages)
 
     key = key_for(experiment.seed, 0, "init", experiment.stage)
     shapes = jax.eval_shape(blank, key)

@@ -26,6 +26,7 @@ def make_step(
     num_micro_batches: int = 1,
     log_every_steps: int = 1,
     update_ema: Callable[[Any, Any, jax.Array], Any] | None = None,
+    update_profiles: Callable[[Any, Any, jax.Array], Any] | None = None,
     schedule: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function (state, host batch) -> (state after one update, measurements).
@@ -52,13 +53,14 @@ def make_step(
         params = objective.constrain(optax.apply_updates(state.params, updates))
         extra = objective.after_update(params, extra, state.step)
         ema = update_ema(state.ema, params, state.step) if update_ema else state.ema
+        profiles = update_profiles(state.profiles, params, state.step) if update_profiles else state.profiles
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
         measured = measured | {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "gradient_norm": jnp.sqrt(jnp.sum(squares)),
             "leaf_gradient_norms": jnp.sqrt(squares),
         }
-        return TrainState(state.step + 1, params, extra, opt_state, ema), measured
+        return TrainState(state.step + 1, params, extra, opt_state, ema, profiles), measured
 
     return step
 
