@@ -5,7 +5,7 @@
     vfm train --config=configs/contrastive/simclr_r50_in1k.py:v2 --workdir=runs/simclr              version 2, 800
 
 To reach: 69.1 % top-1 by linear probe after 1000 epochs, 64.5 % after the code's 100, 71.7 % by version 2 (Chen et
-al., 2020, arXiv:2006.10029, App. B). Not yet run by us.
+al., 2020, arXiv:2006.10029, Sec. 3). Not yet run by us.
 The first follows the paper: weight decay 1e-6 and the linear rule for the learning rate. The code's command has 1e-4
 and 0.075 · √batch, the same rate at 4096, and a projector of three layers. The loss is the paper's mean over both
 directions; the code's is their sum, which LARS does not notice. The wider encoders (2x, 4x) are
