@@ -27,6 +27,51 @@ TINY_NETWORKS = {
 }
 
 
+def dinov2_crops(
+    global_size: int, local_size: int, gram_size: int | None = None, flip: float = 0.5
+) -> dict[str, dict | tuple]:
+    """DINOv2's and DINOv3's views: two global crops, eight local ones, and those of DINOv3's Gram teacher.
+
+    The blur has the probabilities that the authors' code has in effect: never for the first global crop, and 0.9 for
+    the second. It hands 1 - p to torchvision, which applies an operation with the probability that it is given.
+    """
+    color = (
+        dict(name="color_jitter", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8,
+             random_order=True),
+        dict(name="grayscale", probability=0.2),
+    )  # fmt: skip
+    blur = dict(name="gaussian_blur", kernel_size=9, sigma=(0.1, 2.0))
+    solarize = dict(name="solarize", threshold=0.5, probability=0.2)
+    normalize = dict(name="normalize", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def cut(size: int, scale: tuple[float, float] = (0.32, 1.0)) -> tuple:
+        crop = dict(name="random_resized_crop", size=size, scale=scale, interpolation="bicubic")
+        return crop, dict(name="flip", probability=flip)
+
+    small = cut(local_size, (0.05, 0.32))
+    views = {
+        "global": (
+            dict(ops=(*cut(global_size), *color, normalize)),
+            dict(ops=(*cut(global_size), *color, dict(blur, probability=0.9), solarize, normalize)),
+        ),
+        "local": dict(num_views=8, ops=(*small, *color, dict(blur, probability=0.5), normalize)),
+    }
+    if gram_size is not None:  # the global crops as they were before their colours changed
+        views["gram"] = dict(num_views=2, same_draws_as="global", ops=(*cut(gram_size), normalize))
+    return views
+
+
+def dinov2_groups(freeze_steps: int) -> tuple[dict, ...]:
+    """DINOv2's and DINOv3's parameters that learn slower, begin later or do not decay."""
+    return (
+        dict(match=r"^encoder/patch_embedding/.*bias$", lr_scale=0.2, weight_decay=0.0),
+        dict(match=r"^encoder/patch_embedding/", lr_scale=0.2),
+        dict(match=r"/prototypes/", freeze_steps=freeze_steps),
+        dict(match=r"(^|/)(bias|scale|gamma)$", weight_decay=0.0),
+        dict(match=r".*"),
+    )
+
+
 def dino_crops(global_scale: tuple[float, float], local_scale: tuple[float, float], num_local: int) -> dict:
     """The views of DINO and iBOT: two global crops that differ in blur and solarisation, and local ones.
 
@@ -70,13 +115,17 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
         "evals": dict(knn=dict(num_neighbors=20)),
         "baselines": ("random_init",),
     }
+    if full["data"]["name"] == "pairs":
+        small["data"] |= dict(name="photo_pairs", tokenizer=dict(name="learned", vocabulary=600))
+        small["evals"] = dict(retrieval=dict())
     whole_run = ("start_from", "branch_from", "carry", "checkpoints")
     for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)
     small |= _shrunk(small, image_size / pixels)
     stages = [_shrunk(stage, image_size / pixels) for stage in small.get("stages", ())]
     if stages:
-        small["stages"] = tuple(stage | {"total_steps": TINY_STEPS // len(stages)} for stage in stages)
+        short = {"total_steps": TINY_STEPS // len(stages)}
+        small["stages"] = tuple({f: v for f, v in stage.items() if f != "data"} | short for stage in stages)
     batch = full["data"]["batch_size"]
     proportional = small["optimizer"]["name"] in ("lars", "sgd")  # steps of Adam's kind do not shrink with batches
     ratio = TINY_BATCH / batch if proportional else 1e-3 / small["schedule"]["base"]
@@ -132,9 +181,7 @@ def _in_percent(value: object, full: dict) -> object:
         found = re.fullmatch(r"(?!total|log)(\w+)_(epochs|examples|steps)", field)
         if found and isinstance(inner, int | float):
             made[f"{found[1]}_percent"] = 100 * inner / _total(full, found[2])
-        elif found and isinstance(inner, tuple):
-            made[f"{found[1]}_percent"] = tuple(100 * one / _total(full, found[2]) for one in inner)
-        elif found and isinstance(inner, tuple):
+        elif (found and isinstance(inner, tuple)) or (found and isinstance(inner, tuple)):
             made[f"{found[1]}_percent"] = tuple(100 * one / _total(full, found[2]) for one in inner)
         elif not re.fullmatch(r"total_(epochs|examples|steps)", field):
             made[field] = _in_percent(inner, full)

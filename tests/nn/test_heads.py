@@ -191,3 +191,10 @@ def test_the_heads_of_moco_v3_equal_the_authors(golden_directory, name):
 def test_an_unknown_last_norm_is_refused(key, features):
     with pytest.raises(UserError, match="scale, plain, none"):
         ProjectionHead(last_norm="batch").init(key, features, train=True)
+
+
+def test_prototypes_of_any_length_are_a_linear_layer(key, features):
+    head = DinoHead(out_dim=7, hidden_dim=6, bottleneck_dim=4, unit_prototypes=False)
+    logits, variables = head.init_with_output(key, features)
+    narrow = head.apply(variables, features, method="bottleneck")
+    np.testing.assert_allclose(logits, narrow @ variables["params"]["prototypes"]["kernel"], rtol=1e-5, atol=1e-6)

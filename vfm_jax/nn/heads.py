@@ -82,14 +82,15 @@ class Offset(nn.Module):
 class DinoHead(nn.Module):
     """Similarities to prototypes: an MLP to a narrow unit vector, then unit directions, each times its own scale.
 
-    The heads of DINO, iBOT and DINOv2 (Caron et al., 2021, arXiv:2104.14294, Sec. 3.1 and App. C).
+    The heads of DINO, iBOT and DINOv2 (Caron et al., 2021, arXiv:2104.14294, Sec. 3.1 and App. C), and of DINOv3.
 
     Attributes:
         out_dim: number of prototypes.
         hidden_dim: width of the MLP's hidden layers.
         bottleneck_dim: width of the unit vector.
         num_layers: dense layers up to it.
-        learned_scale: the prototypes' scales are learned; else they are 1 (the authors' `norm_last_layer`).
+        learned_scale: the prototypes' scales are learned (DINOv2); else they are 1 (DINO's `norm_last_layer`).
+        unit_prototypes: prototypes are directions and scales; else vectors of any length, a linear layer (DINOv3).
     """
 
     out_dim: int = 65536
@@ -97,13 +98,17 @@ class DinoHead(nn.Module):
     bottleneck_dim: int = 256
     num_layers: int = 3
     learned_scale: bool = False
+    unit_prototypes: bool = True
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         widths = [self.hidden_dim] * (self.num_layers - 1) + [self.bottleneck_dim]
         init = nn.initializers.normal(0.02)
         self.layer = [Dense(width, kernel_init=init, dtype=self.dtype) for width in widths]
-        self.prototypes = Prototypes(self.out_dim, self.learned_scale, dtype=self.dtype)
+        if self.unit_prototypes:
+            self.prototypes = Prototypes(self.out_dim, self.learned_scale, dtype=self.dtype)
+        else:
+            self.prototypes = Dense(self.out_dim, kernel_init=init, dtype=self.dtype, use_bias=False)
 
     def bottleneck(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """The unit vector, in float32."""
@@ -114,7 +119,7 @@ class DinoHead(nn.Module):
 
     def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b m"]:
         del train  # nothing differs
-        return self.prototypes(self.bottleneck(x))
+        return self.prototypes(self.bottleneck(x)).astype(jnp.float32)
 
 
 class Prototypes(nn.Module):
