@@ -36,9 +36,8 @@ def get_config(variant: str = "hidden") -> ml_collections.ConfigDict:
         encoder=dict(name="vgg", variant="16", batch_norm=True, classifier_dim=None),
         decoder=dict(name="upsampling_decoder", width=512),
     )
-    c.objective = dict(
-        name="context_reconstruction", hidden_area=None if variant == "autoencoder" else (0.25, 0.25), loss_on="hidden"
-    )
+    hidden = None if variant == "autoencoder" else (0.25, 0.25)
+    c.objective = dict(name="context_reconstruction", hidden_area=hidden, loss_on="hidden")
     c.optimizer = dict(name="adamw", b1=0.9, b2=0.999, weight_decay=1e-4)
     c.schedule = dict(name="cosine", base=1e-3 * c.data.batch_size / 256, warmup_percent=5.0, end=0.0)
 

@@ -12,8 +12,8 @@ The larger encoders are the same recipe with a prefix, ":vit_l16", ":vit_l16_800
 
 To reach: top-1 after fine-tuning (Table 3) of 83.6 % (B), 85.9 % (L), 86.9 % (H) and 84.9 % (L, raw); by linear probe
 68.0 % (B), 76.6 % (H). Not yet run by us.
-Fine-tuning follows the authors' code (for B: base 5e-4, layer decay 0.65, random erasing), which differs from Table 9;
-the position table stays fixed where theirs is trained on. The probe of H takes 50 epochs, as in the code. The probe's
+Fine-tuning follows the authors' code (B: base 5e-4, layer decay 0.65, random erasing), which differs from Table 9.
+The position table stays fixed where theirs is trained on. The probe of H takes 50 epochs, as in the code. The probe's
 random crop redraws up to ten times, as torchvision's does, where theirs draws once.
 """
 

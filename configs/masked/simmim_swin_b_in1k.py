@@ -6,10 +6,10 @@
         --config.start_from=runs/simmim_swin
 
 To reach, after fine-tuning: 84.0 % top-1 (800 epochs, at 224 pixels); 82.8 % (100 epochs, at 192 pixels). Not yet run
-by us. It follows the code: learning rates are for 512 examples; cosines fall from the end of the warm-up, where theirs
-are counted from the first step. Fine-tuning stays at 192 pixels and windows of 6, as the authors' shorter run, where
-the longer one goes to 224 pixels and windows of 7 with resized tables; a layer decay of 0.8 is the longer one's.
-Color jitter is in their settings, and timm leaves it out beside RandAugment.
+by us. It follows the code: learning rates are for 512 examples; cosines fall from the end of the warm-up, where
+theirs are counted from the first step. Fine-tuning stays at 192 pixels and windows of 6, as the authors' shorter run,
+where the longer one goes to 224 pixels and windows of 7 with resized tables; the layer decay of 0.8 is the longer
+one's. Color jitter is in their settings, and timm leaves it out beside RandAugment.
 """
 
 import ml_collections

@@ -7,7 +7,8 @@
 To reach: 83.8 % top-1 after fine-tuning. Not yet run by us.
 It follows the code: learning rates are for 512 examples, and BEiT's ViT has offsets of queries and values alone, one
 table of relative positions for all blocks, and none that are absolute. Fine-tuning goes on with that one table, where
-theirs copies it into every block; its cosine falls from the end of the warm-up, theirs is counted from the first step.
+theirs copies it into every block; its cosine falls from the end of the warm-up, where theirs is counted from the
+first step.
 Color jitter is in their settings, and timm leaves it out beside RandAugment.
 """
 

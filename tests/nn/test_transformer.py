@@ -282,3 +282,26 @@ def test_a_block_and_its_gradient_equal_the_authors(golden_directory, name, head
 def test_an_impossible_stack_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(Transformer(**FIELDS | fields).init, jax.random.key(0), jnp.zeros((1, 1, WIDTH), jnp.float32))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_levels_of_the_mlp_are_what_it_adds(params, tokens, scan):
+    """Seen where attention adds nothing: each block's output is then its input and that."""
+    silent = {
+        name: {
+            **block,
+            "attention": {**block["attention"], "out": jax.tree.map(jnp.zeros_like, block["attention"]["out"])},
+        }
+        for name, block in params.items()
+    }
+    everything = dict(levels=(0, 1, 2))
+    plain = Transformer(**FIELDS | dict(layer_scale=None))
+    silent = {name: {k: v for k, v in block.items() if "scale" not in k} for name, block in silent.items()}
+    _, outputs = plain.apply({"params": silent}, tokens, **everything)
+    added = plain.clone(levels_of="mlp", scan=scan)
+    last, mixed = jax.jit(lambda: added.apply({"params": silent}, tokens, **everything))()
+    np.testing.assert_allclose(last, outputs[-1], rtol=1e-5, atol=1e-5)
+    for before, after, own in zip((tokens, *outputs), outputs, mixed, strict=False):
+        np.testing.assert_allclose(own, after - before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="levels_of is block or mlp"):
+        plain.clone(levels_of="attention").apply({"params": silent}, tokens)

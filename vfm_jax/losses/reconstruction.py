@@ -1,5 +1,6 @@
 """Losses between what was predicted of hidden parts and what is there: pixels, or a teacher's features."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -92,7 +93,7 @@ def contextual_targets(layers: Sequence[Float[Array, "b n d"]], epsilon: float =
     Reference: Baevski et al., data2vec 2.0, 2022 (arXiv:2212.07525), Sec. 3.1, and `make_targets` of the authors'
     code for images, which has the last layer norm.
     """
-    total = sum(_standardize(layer, 1, epsilon) for layer in layers)
+    total = functools.reduce(jnp.add, (_standardize(layer, 1, epsilon) for layer in layers))
     return _standardize(total / len(layers), 2, epsilon)
 
 
