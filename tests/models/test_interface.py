@@ -162,7 +162,7 @@ OTHERS = {
     "predictor of I-JEPA, learned positions": PREDICTOR | dict(positions="learned", qkv_bias=False),
     "decoder of FCMAE": dict(name="convnext_decoder", width=12, depth=2),
     "decoder of data2vec 2": dict(name="conv_decoder", width=10, depth=2, groups=5),
-    "decoder of data2vec 2, another width": dict(name="conv_decoder", width=8, depth=2, kernel_size=5, groups=4),
+    "decoder of data2vec 2, another width": dict(name="conv_decoder", width=8, depth=2, kernel_size=5, groups=2),
     "head of SimMIM": dict(name="pixel_head"),
     "decoder of context encoders": dict(name="upsampling_decoder", width=12),
     "decoder of AIM": dict(name="token_decoder", width=12, depth=2),

@@ -97,6 +97,16 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b n d"]:
+        """Features of the cells of `grid`, of the width that the tokens have.
+
+        Raises:
+            UserError: the groups do not divide the channels.
+        """
+        if tokens.shape[-1] % self.groups or self.width % self.groups:
+            raise UserError(
+                f"The convolutional decoder has {self.groups} groups, which must divide the tokens' width of "
+                f"{tokens.shape[-1]} and its own of {self.width}. Set config.networks.decoder.groups."
+            )
         x = rearrange(tokens.astype(self.dtype), "b (h w) d -> b h w d", h=grid[0])
         for layer in range(self.depth):
             conv = Conv(
