@@ -14,6 +14,6 @@ def _make(**fields):
 
 
 CASES = {
-    "swav": Case(_make, CROPS, learning_rate=0.5),
-    "swav queue": Case(lambda: _make(queue_length=20, queue_start_steps=2), CROPS, learning_rate=0.5),
+    "swav": Case(_make, CROPS),
+    "swav queue": Case(lambda: _make(queue_length=20, queue_start_steps=2), CROPS),
 }

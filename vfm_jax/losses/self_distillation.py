@@ -88,7 +88,7 @@ def dino_loss(
     Siméoni et al., DINOv3, 2025 (arXiv:2508.10104), Sec. 3.2; and `DINOLoss` of each of their codes.
     """
     log_p = jax.nn.log_softmax(student.astype(jnp.float32) / temperature, axis=-1)
-    each = -jnp.einsum("btm,bvm->tv", teacher, log_p, precision="highest") / student.shape[0]
+    each = -jnp.mean(jnp.einsum("btm,bvm->btv", teacher, log_p, precision="highest"), axis=0)
     counted = jnp.ones(each.shape, bool) if same_view else ~jnp.eye(*each.shape, dtype=bool)
     return {"mean": jnp.mean, "sum": jnp.sum}[reduction](each, where=counted)
 
