@@ -43,6 +43,7 @@ from vfm_jax.optim import (
     update_ema,
 )
 from vfm_jax.optim.posthoc import Tracker, combination, track_profiles
+from vfm_jax.weights import frozen
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = [
@@ -91,6 +92,8 @@ class Experiment:
         views: device function from a host batch (uint8 canvas) to what the objective takes.
         eval_views: the same for evaluation, without randomness.
         initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
+        fill_frozen: fresh extra -> the same with its frozen networks as their files have them, and an account; None
+            where no network has a file.
         sample: a host batch of two blank examples, for shapes.
         abstract_params: shapes of the parameters.
     """
@@ -104,6 +107,7 @@ class Experiment:
     views: Callable[[jax.Array, Batch], Batch]
     eval_views: Callable[[jax.Array, Batch], Batch] | None
     initialize: Callable[[Any, Any], tuple[Any, Any, str]] | None
+    fill_frozen: Callable[[Any], tuple[Any, str]] | None
     sample: Batch
     abstract_params: Any
     objective: Objective
@@ -250,6 +254,8 @@ def build_experiment(
     check_batch_size(batch_size, device_mesh, num_micro_batches)
     check_batch_size(eval_batch_size, device_mesh)
 
+    files = networks = frozen.described(networks)
+    networks = frozen.without_files(networks)
     start = _initial(init, networks)
     networks, views, eval_views = (
         (start.networks(networks), start.views(views), start.views(eval_views))
@@ -311,6 +317,7 @@ def build_experiment(
         views=train_views,
         eval_views=test_views,
         initialize=_initializer(start, networks) if start else None,
+        fill_frozen=(lambda extra: frozen.fill_frozen(extra, files)) if frozen.has_files(files) else None,
         sample=sample,
         abstract_params=abstract.params,
         objective=built_objective,
@@ -399,10 +406,10 @@ def with_pretrained(recipe: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there are no such weights, or they do not tell.
     """
-    networks = recipe.get("networks", {})
+    networks = frozen.described(recipe.get("networks", {}))
     start = _initial(recipe.get("init", {}), networks)
     if start is None:
-        return dict(recipe)
+        return {**recipe, "networks": networks}
     views = {field: start.views(recipe[field]) for field in ("views", "eval_views") if field in recipe}
     return {**recipe, "networks": start.networks(networks), **views}
 
@@ -416,6 +423,8 @@ def _initializer(start: InitialWeights, networks: Mapping[str, Any]) -> Callable
 
 
 def _build_network(role: str, spec: Mapping[str, Any], dtype: str) -> Any:
+    if frozen.is_group(spec):  # of a role that is several networks
+        return {name: _build_network(f"{role}.{name}", one, dtype) for name, one in spec.items()}
     where = f"config.networks.{role}"
     chosen = lookup(DTYPES, dtype, "config.dtype")
     return build(MODELS, spec, where, dtype=chosen)
@@ -596,7 +605,7 @@ def _sample(source: Source) -> Batch:
 def _abstract_variables(objective: Objective, views: Callable[..., Batch], sample: Batch) -> Variables:
     """Shapes of everything learned; where a recipe's sizes do not fit together, this is where it shows."""
     try:
-        return jax.eval_shape(lambda key: objective.init(key, views(key, sample)), jax.random.key(0))
+        return jax.eval_shape(lambda key, sample: objective.init(key, views(key, sample)), jax.random.key(0), sample)
     except UserError:
         raise
     except ValueError as error:

@@ -3,7 +3,7 @@
 It is kept in `extra`, in float32, and is laid out over devices as the student is, for its leaves have the same names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,3 +29,20 @@ def move_teacher(teacher: dict[str, Any], params: Params, momentum: float | jax.
     Reference: He et al., Momentum Contrast, 2019 (arXiv:1911.05722), Eq. 2.
     """
     return {role: update_ema(own, params[role], momentum) for role, own in teacher.items()}
+
+
+def frozen_networks(made: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What `extra` holds of networks that never learn: role -> (parameters, batch statistics) in two dicts of roles.
+
+    They are random until the program fills them from the files that the recipe names (`weights.frozen`).
+    """
+    return {
+        "frozen": {role: params for role, (params, _) in made.items()},
+        "frozen_statistics": {role: statistics for role, (_, statistics) in made.items()},
+    }
+
+
+def apply_frozen(network: Any, extra: Mapping[str, Any], role: str, *args: Any) -> Any:
+    """What a frozen network makes of its input, in evaluation and without gradient."""
+    variables = {"params": extra["frozen"][role], **extra["frozen_statistics"][role]}
+    return jax.lax.stop_gradient(network.apply(variables, *args, train=False))

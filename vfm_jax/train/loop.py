@@ -235,6 +235,10 @@ def run_stage(
         else:
             start = 0
             state = sharded_init(blank, experiment.rules, experiment.mesh, key)
+            if experiment.fill_frozen is not None:
+                extra, account = experiment.fill_frozen(state.extra)
+                state = state.replace(extra=extra)
+                run.say(account)
             if donor is not None:
                 variables, account = carry_over(
                     Variables(state.params, state.extra),
