@@ -122,6 +122,9 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
     for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)
     small |= _shrunk(small, image_size / pixels)
+    if full["data"]["name"] == "pairs":  # one width for both towers
+        towers = small["networks"]
+        towers["text_encoder"]["projection"] = towers["encoder"].get("projection") or towers["encoder"]["width"]
     stages = [_shrunk(stage, image_size / pixels) for stage in small.get("stages", ())]
     if stages:
         short = {"total_steps": TINY_STEPS // len(stages)}
@@ -158,6 +161,7 @@ def _small(network: dict | None) -> dict | None:
     if network is None:
         return None
     changes = TINY_NETWORKS.get(network.get("name"), {})
+    network = {field: value for field, value in network.items() if field not in ("weights", "part")}
     return network | {field: value for field, value in changes.items() if field != "out_dim" or network.get(field)}
 
 
