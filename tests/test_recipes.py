@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -173,8 +174,18 @@ def only_shapes(monkeypatch):
     def folder(path, *, canvas_size=256, channels=3, **fields):
         return OnlyShapes(1_000_000, canvas_size, 5, channels)
 
+    @functools.wraps(SOURCES["pairs"])
+    def pairs(path, *, canvas_size=256, text_length=64, tokenizer, **fields):
+        made = OnlyShapes(400_000_000, canvas_size, 0)
+        made.text_shape, made.tokenizer = (5, text_length), tokenizer
+        if isinstance(tokenizer, dict):
+            ids = {"clip": 49408, "sentencepiece": 32000, "learned": tokenizer.get("vocabulary")}[tokenizer["name"]]
+            made.tokenizer = types.SimpleNamespace(vocabulary_size=ids)
+        return made
+
     monkeypatch.setitem(SOURCES, "tfds", tfds)
     monkeypatch.setitem(SOURCES, "folder", folder)
+    monkeypatch.setitem(SOURCES, "pairs", pairs)
 
 
 @pytest.mark.parametrize("location", TRACED)

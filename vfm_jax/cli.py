@@ -377,7 +377,7 @@ def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
 def _comparison(evaluations: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     return [
         {"": name.replace("_", " ")}
-        | {k: v for k, v in figures.items() if k.endswith("accuracy") and "train" not in k}
+        | {k: v for k, v in figures.items() if (k.endswith("accuracy") or "recall" in k) and "train" not in k}
         for name, figures in evaluations.items()
     ]
 

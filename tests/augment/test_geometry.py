@@ -131,6 +131,19 @@ def test_the_evaluation_crop_is_resize_then_center_crop(key, interpolation, shap
     np.testing.assert_allclose(operation(key, *on_canvas(image, 60, 57))[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("height", "width"), [(30, 52), (52, 30), (30, 30)])
+def test_a_random_crop_is_a_square_of_the_resized_image_anywhere_along_it(height, width):
+    image, valid = on_canvas(photo(height, width), 60, 64)
+    operation = jax.jit(jax.vmap(geometry.random_crop(size=20, resize_shorter=24), (0, None, None)))
+    crops, _ = operation(jax.random.split(jax.random.key(0), 200), image, valid)
+    resized = pillow_resize(photo(height, width), height * 24 // 30, width * 24 // 30, "bicubic")
+    windows = np.lib.stride_tricks.sliding_window_view(resized, (20, 20), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    apart = np.abs(windows[None] - np.asarray(crops)[:, None, None]).max(axis=(3, 4, 5))
+    assert apart.min(axis=(1, 2)).max() < 2e-3
+    nearest = apart.reshape(200, -1).argmin(axis=1)
+    assert len(np.unique(nearest)) > 0.7 * min(200, apart[0].size)  # every place is drawn
+
+
 def test_a_center_crop_without_resizing_keeps_the_pixels_and_fills_up_with_zeros(key):
     image = photo(12, 9)
     out, _ = jax.jit(geometry.center_crop(size=8))(key, image, None)

@@ -52,12 +52,12 @@ def test_recall_counts_every_text_of_every_image_once():
     rows = np.concatenate([texts[i, :count] for i, count in enumerate(COUNTS)]).astype(np.float32)
     of_texts, of_images = pair_ranks(image, rows, np.repeat(np.arange(NUM), COUNTS))
     assert figures == {
-        "image_to_text_k1": recall_at(of_images, 1),
-        "image_to_text_k3": recall_at(of_images, 3),
-        "text_to_image_k1": recall_at(of_texts, 1),
-        "text_to_image_k3": recall_at(of_texts, 3),
+        "image_to_text_recall_at_1": recall_at(of_images, 1),
+        "image_to_text_recall_at_3": recall_at(of_images, 3),
+        "text_to_image_recall_at_1": recall_at(of_texts, 1),
+        "text_to_image_recall_at_3": recall_at(of_texts, 3),
     }
-    assert 0 < figures["text_to_image_k3"] < 1
+    assert 0 < figures["text_to_image_recall_at_3"] < 1
 
 
 def test_data_without_texts_or_images_and_broken_features_are_refused():

@@ -8,6 +8,7 @@ __all__ = ["ON_NORMALIZED", "VIEW_OPS", "mixup_cutmix"]
 VIEW_OPS = {
     "random_resized_crop": geometry.random_resized_crop,
     "center_crop": geometry.center_crop,
+    "random_crop": geometry.random_crop,
     "resize": geometry.resize,
     "flip": geometry.flip,
     "shift": geometry.shift,

@@ -192,37 +192,74 @@ def center_crop(*, size: int, resize_shorter: int | None = None, interpolation: 
     Raises:
         UserError: a value out of its range.
     """
-    _check_size(size)
-    if resize_shorter is not None and resize_shorter < size:
-        raise UserError(
-            f"resize_shorter is {resize_shorter!r}, below size={size}: the crop would not fit. "
-            f"Set resize_shorter to {size} or more."
-        )
-    lookup(KERNELS, interpolation, "interpolation")
+    _check_square(size, resize_shorter, interpolation)
 
     def operation(key: Key[Array, ""], image: Float[Array, "h w c"], valid: Size) -> tuple[Array, Size]:
         del key
         before = extent(image, valid)
-        shorter = jnp.min(before)
-        after = before if resize_shorter is None else before * resize_shorter // shorter
+        after = _resized(before, resize_shorter)
         # torchvision rounds half of what is cut off to even, and half of what is filled up down
         excess = (after - size).astype(jnp.float32) / 2
         origin = jnp.where(excess >= 0, jnp.round(excess), jnp.ceil(excess))
-        scale = before.astype(jnp.float32) / after.astype(jnp.float32)
-        lines = [
-            resampling_weights(
-                image.shape[axis],
-                size,
-                (jnp.int32(0), before[axis]),
-                origin[axis] * scale[axis],
-                scale[axis],
-                interpolation,
-            )
-            for axis in (0, 1)
-        ]
-        return clip_range(map_rows_and_columns(image, *lines)), None
+        return _cut_square(image, before, after, origin, size, interpolation), None
 
     return operation
+
+
+def random_crop(*, size: int, resize_shorter: int | None = None, interpolation: str = "bicubic") -> Operation:
+    """A square of the image, anywhere with the same probability, after its shorter side was resized.
+
+    torchvision's Resize(resize_shorter) and RandomCrop(size), without rounding to 8 bits in between. Where the crop
+    is larger than the image, it is filled up with zeros on the right and below.
+
+    Reference: Radford et al., CLIP, 2021 (arXiv:2103.00020), Sec. 2.2: its only augmentation, resize_shorter = size.
+
+    Args:
+        size: height and width of the result, in pixels.
+        resize_shorter: what the shorter side is resized to, in pixels; None leaves the image as large as it is.
+        interpolation: "bilinear" or "bicubic", antialiased.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    _check_square(size, resize_shorter, interpolation)
+
+    def operation(key: Key[Array, ""], image: Float[Array, "h w c"], valid: Size) -> tuple[Array, Size]:
+        before = extent(image, valid)
+        after = _resized(before, resize_shorter)
+        origin = jax.random.randint(key, (2,), 0, jnp.maximum(after - size, 0) + 1).astype(jnp.float32)
+        return _cut_square(image, before, after, origin, size, interpolation), None
+
+    return operation
+
+
+def _resized(before: Int[Array, "2"], resize_shorter: int | None) -> Int[Array, "2"]:
+    """Height and width once the shorter one is `resize_shorter`."""
+    return before if resize_shorter is None else before * resize_shorter // jnp.min(before)
+
+
+def _cut_square(
+    image: Float[Array, "h w c"],
+    before: Int[Array, "2"],
+    after: Int[Array, "2"],
+    origin: Float[Array, "2"],
+    size: int,
+    interpolation: str,
+) -> Float[Array, "y x c"]:
+    """Pixels `origin` to `origin + size` of the image resized from `before` to `after`."""
+    scale = before.astype(jnp.float32) / after.astype(jnp.float32)
+    lines = [
+        resampling_weights(
+            image.shape[axis],
+            size,
+            (jnp.int32(0), before[axis]),
+            origin[axis] * scale[axis],
+            scale[axis],
+            interpolation,
+        )
+        for axis in (0, 1)
+    ]
+    return clip_range(map_rows_and_columns(image, *lines))
 
 
 def flip(*, probability: float = 0.5) -> Operation:
@@ -261,6 +298,16 @@ def shift(*, max_pixels: int = 2) -> Operation:
         return jax.lax.dynamic_slice(padded, (y, x, jnp.int32(0)), image.shape), valid
 
     return operation
+
+
+def _check_square(size: int, resize_shorter: int | None, interpolation: str) -> None:
+    _check_size(size)
+    if resize_shorter is not None and resize_shorter < size:
+        raise UserError(
+            f"resize_shorter is {resize_shorter!r}, below size={size}: the crop would not fit. "
+            f"Set resize_shorter to {size} or more."
+        )
+    lookup(KERNELS, interpolation, "interpolation")
 
 
 def _check_size(size: int) -> None:

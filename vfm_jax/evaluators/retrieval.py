@@ -27,7 +27,7 @@ def _pooled(features: Features) -> Float[Array, "b d"]:
 
 
 def retrieval(*, recall_at_k: Sequence[int] = (1, 5, 10)) -> Evaluator:
-    """Recall at k, in [0, 1]: `text_to_image_k1`, ... and `image_to_text_k1`, ...
+    """Recall at k, in [0, 1]: `text_to_image_recall_at_1`, ... and `image_to_text_recall_at_1`, ...
 
     All texts of an image take part, not only the first; an image finds its text where it finds any of them.
 
@@ -71,8 +71,8 @@ def retrieval(*, recall_at_k: Sequence[int] = (1, 5, 10)) -> Evaluator:
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise TrainingError("Features of the 'test' split are not finite. Look at the loss: it has diverged.")
         of_texts, of_images = pair_ranks(image, text, np.repeat(np.arange(len(count)), count))
-        return {f"image_to_text_k{k}": recall_at(of_images, k) for k in ks} | {
-            f"text_to_image_k{k}": recall_at(of_texts, k) for k in ks
+        return {f"image_to_text_recall_at_{k}": recall_at(of_images, k) for k in ks} | {
+            f"text_to_image_recall_at_{k}": recall_at(of_texts, k) for k in ks
         }
 
     return Evaluator(run, needs=("features", "text_features"), splits=("test",))

@@ -19,6 +19,12 @@ from vfm_jax.weights.load import Leaf, Weights, load_leaves, put, read_weights
 PRETRAINED = "pretrained"  # as the name of a network: what the file holds
 PRETRAINED_OPS = {"pretrained_crop", "pretrained_normalize"}  # in views: what the weights expect of an image
 _ENCODER = "encoder"
+_TOWERS = {  # of a two-tower file, as image-text methods call them
+    "towers/image/": f"{_ENCODER}/",
+    "towers/text/": "text_encoder/",
+    "towers/logit_scale": "logit_scale",
+    "towers/logit_bias": "logit_bias",
+}
 
 
 class InitialWeights:
@@ -190,12 +196,11 @@ def by_role(networks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_roles(weights: Weights) -> Weights:
-    tower = "towers/image/"
+    def ours(leaf: str) -> str:
+        return next((leaf.replace(own, role, 1) for own, role in _TOWERS.items() if leaf.startswith(own)), leaf)
+
     rules = {
-        (collection, leaf.replace(tower, f"{_ENCODER}/", 1)): rule._replace(
-            leaf=leaf.replace(tower, f"{_ENCODER}/", 1)
-        )
-        for (collection, leaf), rule in weights.rules.items()
+        (collection, ours(leaf)): rule._replace(leaf=ours(leaf)) for (collection, leaf), rule in weights.rules.items()
     }
     bundle = weights.bundle._replace(networks=by_role(weights.bundle.networks))
     return dataclasses.replace(weights, rules=rules, bundle=bundle)
