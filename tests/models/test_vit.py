@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.core.trees import count_parameters
+from vfm_jax.core.trees import count_parameters, named_leaves
 from vfm_jax.models import MODELS
 from vfm_jax.nn.heads import LinearHead
 from vfm_jax.nn.patches import patchify
@@ -587,3 +587,30 @@ def test_an_image_that_does_not_divide_is_refused():
 def test_an_impossible_encoder_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         _shapes(MODELS["vit"](**SIZES | fields), _image())
+
+
+def test_a_mask_and_padding_hide_tokens_and_causal_is_such_a_mask():
+    image, vit = _image(), MODELS["vit"](**SIZES, pooling="mean")
+    variables = {"params": _random_params(vit, image)}
+    past = jnp.tri(7, dtype=bool)[None]  # the class token and six patches
+    one_way = vit.apply(variables, image, mask=past)
+    causal = MODELS["vit"](**SIZES, pooling="mean", causal=True).apply(variables, image)
+    np.testing.assert_allclose(one_way.tokens, causal.tokens, rtol=1e-5, atol=1e-5)
+    assert np.abs(one_way.tokens - vit.apply(variables, image).tokens).max() > 0.01
+
+    keep = jnp.tile(jnp.array([[4, 1, 3, 0]]), (BATCH, 1))
+    valid = jnp.tile(jnp.array([[True, True, True, False]]), (BATCH, 1))
+    bare, padded = vit.apply(variables, image, keep=keep[:, :3]), vit.apply(variables, image, keep=keep, valid=valid)
+    np.testing.assert_allclose(padded.tokens[:, :4], bare.tokens, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(padded.pooled, bare.pooled, rtol=1e-5, atol=1e-5)
+    both = vit.apply(variables, image, keep=keep, valid=valid, mask=jnp.tri(5, dtype=bool)[None])
+    expected = vit.apply(variables, image, keep=keep[:, :3], mask=jnp.tri(4, dtype=bool)[None])
+    np.testing.assert_allclose(both.tokens[:, :4], expected.tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_start_from_the_deviation_that_is_asked_for():
+    vit = MODELS["vit"](variant="S/16", depth=1, init_std=0.02)
+    params = jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    for name, leaf in named_leaves(params).items():
+        if name.endswith("kernel"):
+            np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.02, err_msg=name)

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vfm_jax.nn.patches import PatchEmbedding, grid_of, patchify, unpatchify
+from vfm_jax.nn.patches import (
+    PatchEmbedding,
+    color_classes,
+    colors_of_classes,
+    grid_of,
+    patchify,
+    unpatchify,
+)
 from vfm_jax.nn.resample import resample_patch_kernel, resize_matrix
 
 
@@ -79,3 +86,19 @@ def test_an_embedding_without_an_offset_has_none(key):
     layer = PatchEmbedding(width=5, patch_size=2, use_bias=False)
     params = layer.init(key, jnp.ones((1, 3, 12), jnp.float32))["params"]
     assert list(params) == ["kernel"]
+
+
+@pytest.mark.parametrize(("levels", "channels"), [(8, 3), (2, 3), (5, 1), (3, 4)])
+def test_every_class_of_colours_has_its_own_place_between_minus_one_and_one(levels, channels):
+    classes = jnp.arange(levels**channels)[None]
+    colors = colors_of_classes(classes, levels, channels)
+    assert colors.min() > -1 and colors.max() < 1
+    np.testing.assert_array_equal(color_classes(colors, 1, levels), classes)
+    shaken = colors + jax.random.uniform(jax.random.key(0), colors.shape, jnp.float32, -0.9, 0.9) / levels
+    np.testing.assert_array_equal(color_classes(shaken, 1, levels), classes)
+
+
+def test_a_patch_counts_by_its_mean_colour_and_colours_out_of_range_by_the_nearest():
+    image = jnp.zeros((1, 2, 4, 3)).at[0, 0, 0].set(2.4).at[0, :, 2:].set(jnp.array([-3.0, 0.3, 9.0]))
+    classes = color_classes(patchify(image, 2), 4, 8)
+    np.testing.assert_array_equal(classes, [[6 + 8 * 6 + 64 * 6, 0 + 8 * 5 + 64 * 7]])
