@@ -19,5 +19,6 @@ check ruff check --quiet .
 check ruff format --quiet --check --output-format concise .
 check ty check --output-format concise --no-progress
 say "pytest $*"
-"$VENV/bin/python" -m pytest "$@" || status=$?
+# A file stays on one core: its tests share networks and compiled programs.
+"$VENV/bin/python" -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@" || status=$?
 exit "$status"

@@ -6,9 +6,10 @@
 
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
-schedules at toy size. All have the same batch, steps and AdamW (the authors' LARS rates are made for batches of
-thousands). What is printed is k-NN and linear probe accuracy on the held-out images, beside those of the same encoder
-with random weights, and of raw pixels.
+schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
+thousands) and ViT (in place of ResNets), but for the methods that are made for another encoder. What is printed is
+k-NN and linear probe accuracy on the held-out images, beside those of the same encoder with random weights, and of raw
+pixels.
 """
 
 import argparse
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 COLOUR = ("color_jitter", "grayscale", "solarize", "three_augment")
 CIFAR10 = dict(name="normalize", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+VIT = dict(name="vit", variant="mu/4", width=96, depth=3, heads=3, mlp_dim=192, positions="sincos2d", pooling="class")
 DIGITS = dict(name="normalize", mean=0.13, std=0.31)
 
 
@@ -66,11 +68,9 @@ def _same_images(views: Any, normalize: dict[str, Any], colour: bool) -> Any:
     return views
 
 
-def run(location: str, data: dict[str, Any], steps: int, batch: int, seed: int) -> dict[str, Any]:
-    """Evaluations of one run, by subject."""
+def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed: int) -> dict[str, Any]:
+    """The method's tiny recipe on these images, with the budget and the encoder that all have."""
     from vfm_jax.cli import load_recipe
-    from vfm_jax.experiment import complete
-    from vfm_jax.train.loop import train
 
     recipe = load_recipe(f"{ROOT / location}:tiny")
     colour = data["name"] != "mnist5k"
@@ -81,12 +81,30 @@ def run(location: str, data: dict[str, Any], steps: int, batch: int, seed: int) 
         eval_data=dict(test=dict(split="test")), eval_views=dict(image=dict(ops=(normalize,))),
         evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init", "raw_pixels"),
     )  # fmt: skip
-    groups = recipe["optimizer"].get("groups")
-    recipe["optimizer"] = dict(name="adamw", weight_decay=0.05) | ({"groups": groups} if groups else {})
+    if recipe["networks"]["encoder"]["name"] in ("resnet", "bit"):
+        recipe["networks"]["encoder"] = VIT
+    recipe["optimizer"] = dict(name="adamw", weight_decay=0.05)
     recipe["schedule"] = dict(name="cosine", base=1e-3, warmup_percent=10)
     recipe.pop("stages", None)
+    return recipe
+
+
+def train_apart(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Evaluations of a run in a process of its own, which gives its memory back, and whose failure is one row."""
+    command = [sys.executable, __file__, "--recipe", json.dumps(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
+    if not lines:
+        raise RuntimeError((done.stderr.strip() or "no reason given").splitlines()[-1])
+    return json.loads(lines[-1][1:])
+
+
+def _train(recipe: dict[str, Any]) -> None:
+    from vfm_jax.experiment import complete
+    from vfm_jax.train.loop import train
+
     with tempfile.TemporaryDirectory() as workdir:
-        return train(complete(recipe), workdir)["evaluations"]
+        print("@" + json.dumps(train(complete(recipe), workdir)["evaluations"]))
 
 
 def _percent(values: list[float]) -> str:
@@ -98,34 +116,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", help="default: all that have a recipe")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared")
-    parser.add_argument("--one", nargs=3, metavar=("RECIPE", "SEED", "DATA"), help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:  # in a process of its own: memory is given back, and a failure is one row
-        location, seed, data = options.one
-        print("@" + json.dumps(run(location, json.loads(data), options.steps, options.batch, int(seed))))
+    if options.recipe:
+        _train(_tuples(json.loads(options.recipe)))
         return
-    known = recipes()
+    known, baselines = recipes(), {}
     with tempfile.TemporaryDirectory() as scratch:
         data = images(options.shared, pathlib.Path(scratch))
         print(f"| {options.steps} steps of {options.batch} | k-NN | random | linear probe | random |")
         print("|---|---|---|---|---|", flush=True)
-        pixels = None
         for method in options.methods or known:
             found = []
             for seed in options.seeds:
-                size = ["--steps", str(options.steps), "--batch", str(options.batch)]
-                command = [sys.executable, __file__, *size, "--one", known[method], str(seed), json.dumps(data)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
-                if not lines:
-                    print(
-                        f"| {method} | failed: {(done.stderr.strip() or 'no reason given').splitlines()[-1]} | | | |"
-                    )
+                recipe = recipe_of(known[method], data, options.steps, options.batch, seed)
+                same = json.dumps([seed, recipe["networks"]["encoder"]], sort_keys=True)
+                if same in baselines:  # the same encoder with the same random weights
+                    recipe["baselines"] = ()
+                try:
+                    found.append(train_apart(recipe))
+                except RuntimeError as error:
+                    print(f"| {method} | failed: {error} | | | |", flush=True)
                     break
-                found.append(json.loads(lines[-1][1:]))
+                baselines.setdefault(same, found[-1])
+                found[-1]["random_init"] = baselines[same]["random_init"]
             if len(found) < len(options.seeds):
                 continue
             cells = [
@@ -134,11 +151,16 @@ def main() -> None:
                 for subject in ("pretrained", "random_init")
             ]
             print(f"| {method} | {' | '.join(cells)} |", flush=True)
-            pixels = found[0]["raw_pixels"]
-    if pixels:
-        print(
-            f"| raw pixels | {100 * pixels['knn/accuracy']:.1f} | | {100 * pixels['linear_probe/accuracy']:.1f} | |"
-        )
+    for first in list(baselines.values())[:1]:
+        knn, probe = (f"{100 * first['raw_pixels'][f'{name}/accuracy']:.1f}" for name in ("knn", "linear_probe"))
+        print(f"| raw pixels | {knn} | | {probe} | |")
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made of a recipe, with its lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {field: _tuples(inner) for field, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
