@@ -44,7 +44,7 @@ def _rows(workdir, kind):
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("loop") / "run"
     recipe = _recipe()
-    recipe["evals"]["knn"]["every_steps"] = 2
+    recipe["evals"]["knn"] |= {"every_steps": 2, "every_percent": None}
     return workdir, recipe, train(recipe, workdir)
 
 
