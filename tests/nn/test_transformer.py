@@ -305,3 +305,15 @@ def test_levels_of_the_mlp_are_what_it_adds(params, tokens, scan):
         np.testing.assert_allclose(own, after - before, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="levels_of is block or mlp"):
         plain.clone(levels_of="attention").apply({"params": silent}, tokens)
+
+
+def test_blocks_may_all_be_dropped_at_one_rate(key):
+    """With a rate of nearly one nothing is left of two blocks, of the first neither."""
+    x = jax.random.normal(key, (4, 3, 8), jnp.float32)
+    keys = jax.random.split(key, 4)
+    for shape, kept in (("linear", True), ("constant", False)):
+        blocks = Transformer(8, 2, 2, 16, drop_path=0.9999, drop_path_shape=shape)
+        made, _ = blocks.apply(blocks.init(key, x), x, keys=keys)
+        assert (np.abs(made - x).max() > 1e-3) is np.bool_(kept)
+    with pytest.raises(UserError, match="linear or constant; found 'cosine'"):
+        Transformer(8, 2, 2, 16, drop_path_shape="cosine").init(key, x)

@@ -90,7 +90,7 @@ class ViT(nn.Module):
             fine-tuning, BEiT, CLIP).
         activation: name in `nn.layers.ACTIVATIONS`.
         layer_scale: initial value of LayerScale; None for none.
-        drop_path: rate of the last block, rising linearly from zero.
+        drop_path: rate of the last block, rising linearly from zero, or the same for all: `drop_path_shape`.
         norm_epsilon: of every norm.
         levels: blocks whose outputs are returned too.
         scan: run the blocks by a scan (see `nn.transformer`).
@@ -146,6 +146,7 @@ class ViT(nn.Module):
     activation: str = "gelu"
     layer_scale: float | None = None
     drop_path: float = 0.0
+    drop_path_shape: str = "linear"
     norm_epsilon: float = 1e-6
     levels: Sequence[int] = ()
     scan: bool = False
@@ -190,11 +191,11 @@ class ViT(nn.Module):
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
         return patch_size_of(self.variant)
+
     @property
     def masked_size(self) -> int:
         """Pixels along one side of what an entry of `masked` stands for."""
         return self.patch_size
-
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -266,6 +267,7 @@ class ViT(nn.Module):
             out_bias=self.out_bias,
             qk_norm=self.qk_norm,
             relative=self.relative_positions == "block",
+            drop_path_shape=self.drop_path_shape,
             causal=self.causal,
             levels_of=self.levels_of,
         )

@@ -176,7 +176,8 @@ class Transformer(nn.Module):
         mlp_dim: hidden width of the MLPs.
         activation: name in `ACTIVATIONS`.
         layer_scale: initial value of LayerScale; None for none.
-        drop_path: rate of the last block; it rises linearly from zero at the first.
+        drop_path: rate of the last block; it rises linearly from zero at the first, or is "constant" (DeiT III) by
+            `drop_path_shape`.
         remat: "none" keeps all activations for the backward pass, "dots" the matrix products', "full" only each
             block's input. On the CPU it saves memory together with `scan` alone (its compiler undoes it in a loop).
         norm: "layer_norm" or "rms_norm".
@@ -211,6 +212,7 @@ class Transformer(nn.Module):
     relative: bool = False
     causal: bool = False
     levels_of: str = "block"
+    drop_path_shape: str = "linear"
 
     def setup(self) -> None:
         if self.width % self.heads:
@@ -219,6 +221,8 @@ class Transformer(nn.Module):
             raise UserError(f"norm_order is {' or '.join(NORM_ORDERS)}; found {self.norm_order!r}.")
         if self.levels_of not in LEVELS_OF:
             raise UserError(f"levels_of is {' or '.join(LEVELS_OF)}; found {self.levels_of!r}.")
+        if self.drop_path_shape not in ("linear", "constant"):
+            raise UserError(f"drop_path_shape is linear or constant; found {self.drop_path_shape!r}.")
         lookup(ACTIVATIONS, self.activation, "activation")
         lookup(NORMS, self.norm, "norm")
         lookup(MLPS, self.mlp_kind, "mlp")
@@ -279,7 +283,8 @@ class Transformer(nn.Module):
         """
         layers = self._layers(where)
         told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
-        rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
+        first = 0.0 if self.drop_path_shape == "linear" else self.drop_path
+        rates = np.linspace(first, self.drop_path, self.depth, dtype=np.float32)
         keys = keys if self.drop_path > 0 else None
         wanted = places_of_levels(levels, self.depth)
 
