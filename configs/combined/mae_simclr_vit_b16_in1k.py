@@ -3,9 +3,8 @@
     vfm train --config=configs/combined/mae_simclr_vit_b16_in1k.py --workdir=runs/mae_simclr
 
 An example of `combine`, not a paper's recipe; mixtures like it are those of Mishra et al., 2022 (CAN,
-arXiv:2210.16870) and Huang et al., 2022 (CMAE, arXiv:2207.13532). Each member says which views it reads (`fields`), with which weight, a
-number or a schedule, and from when on (`start_epochs`). Networks of one name
-are one network.
+arXiv:2210.16870) and Huang et al., 2022 (CMAE, arXiv:2207.13532). Each member says which views it reads (`fields`),
+with which weight, a number or a schedule, and from when on (`start_epochs`). Networks of one name are one network.
 """
 
 import ml_collections

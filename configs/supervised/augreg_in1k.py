@@ -41,7 +41,8 @@ def get_config(size: str = "b16") -> ml_collections.ConfigDict:
     c.views = dict(image=dict(ops=(
         dict(name="random_resized_crop", size=224, scale=(0.05, 1.0), interpolation="bilinear"),
         dict(name="flip", probability=0.5),
-        dict(name="rand_augment", num_ops=2, magnitude=magnitude, magnitude_std=0.0, increasing=False, max_magnitude=20.0),
+        dict(name="rand_augment", num_ops=2, magnitude=magnitude, magnitude_std=0.0, increasing=False,
+             max_magnitude=20.0),
         NORMALIZE,
     )))  # fmt: skip
     if mixup:

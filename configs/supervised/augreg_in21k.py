@@ -1,10 +1,11 @@
 """How to train your ViT, ImageNet-21k (Steiner et al., 2021, arXiv:2106.10270, and big_vision's `vit_i21k`).
 
-    vfm train --config=configs/supervised/augreg_in21k.py --workdir=runs/augreg21k                B/16, 300 epochs
-    vfm train --config=configs/supervised/augreg_in21k.py:s16 --workdir=runs/augreg21k_s16        ti16, s32, s16, b32, l16
+    vfm train --config=configs/supervised/augreg_in21k.py --workdir=runs/augreg21k             B/16, 300 epochs
+    vfm train --config=configs/supervised/augreg_in21k.py:s16 --workdir=runs/augreg21k_s16     ti16, s32, b32, l16
 
-It follows the code: mean pooling (the published files have a class token) and no dropout or stochastic depth. Decay is AdamW's 0.1, their 1e-4 at a rate of 1e-3. The learned positions begin with a deviation of
-0.02 where theirs have 1/√width. RandAugment, mixup and the first moment differ as in `vit_s16_in1k.py`.
+It follows the code: mean pooling (the published files have a class token) and no dropout or stochastic depth. Decay
+is AdamW's 0.1, their 1e-4 at a rate of 1e-3. The learned positions begin with a deviation of 0.02 where theirs have
+1/√width. RandAugment, mixup and the first moment differ as in `vit_s16_in1k.py`.
 """
 
 import ml_collections

@@ -4,8 +4,7 @@
     vfm train --config=configs/supervised/bit_r50x1.py:in21k --workdir=runs/bit_m      ImageNet-21k
 
 To reach: 77.0 % top-1 on ImageNet-1k. Not yet run by us.
-It follows big_vision: a cosine, and a weight decay beside the momentum that only the schedule's shape multiplies. Ours
-stands before the momentum, as in the paper, with their decay over their learning rate: 1e-3 both times. The momentum
+It follows big_vision: a cosine, and a decay beside the momentum that only the schedule's shape multiplies. Ours stands before the momentum, as in the paper, with their decay over their learning rate: 1e-3 both times. The momentum
 is float32 where theirs is bfloat16. The paper instead steps by 0.1 at epochs 30, 60 and 80 from 0.03 · batch / 256.
 """
 
@@ -45,7 +44,8 @@ def get_config(dataset: str = "in1k") -> ml_collections.ConfigDict:
         name="sgd", momentum=0.9, weight_decay=decay / rate, clip_norm=1.0,
         groups=(dict(match=r"kernel$"), dict(match=r".*", weight_decay=0.0)),
     )
-    c.schedule = dict(name="cosine", base=rate * c.data.batch_size / 256, warmup_steps=5000 if large else 1000, end=0.0)
+    c.schedule = dict(name="cosine", base=rate * c.data.batch_size / 256, end=0.0,
+                      warmup_steps=5000 if large else 1000)
 
     c.eval_data = dict(test=dict(split="full[:51200]" if large else "validation"))
     c.eval_views = dict(image=dict(ops=(

@@ -41,7 +41,8 @@ def _imagenet(size: str, pixels: int) -> ml_collections.ConfigDict:
     c.dtype = "bfloat16"
     c.data = dict(name="tfds", dataset="imagenet2012", split="train", canvas_size=512)
     c.networks = dict(
-        encoder=dict(name="vit", variant=SIZES[size][0], layer_scale=1e-4, drop_path_shape="constant", pooling="class"),
+        encoder=dict(name="vit", variant=SIZES[size][0], layer_scale=1e-4, drop_path_shape="constant",
+                     pooling="class"),
         head=dict(name="linear_head", num_classes=1000, init_std=0.02),
     )  # fmt: skip
     c.eval_data = dict(test=dict(split="validation"))
@@ -84,7 +85,8 @@ def _finetune(size: str, pixels: int) -> ml_collections.ConfigDict:
     c.views = dict(image=dict(ops=(
         dict(name="random_resized_crop", size=pixels, scale=(0.08, 1.0), interpolation="bicubic"),
         dict(name="flip", probability=0.5),
-        dict(name="rand_augment", magnitude=9, magnitude_std=0.5, num_ops=2, increasing=True, interpolation="bicubic"),
+        dict(name="rand_augment", magnitude=9, magnitude_std=0.5, num_ops=2, increasing=True,
+             interpolation="bicubic"),
         NORMALIZE,
     )))  # fmt: skip
     c.mix = dict(num_classes=1000, mixup=0.8, cutmix=1.0, label_smoothing=0.1)

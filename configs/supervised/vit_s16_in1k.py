@@ -1,11 +1,11 @@
-"""Better plain ViT baselines for ImageNet-1k, ViT-S/16 (Beyer et al., 2022, arXiv:2205.01580, and big_vision's config).
+"""Better plain ViT baselines for ImageNet-1k, ViT-S/16 (Beyer et al., 2022, arXiv:2205.01580, big_vision's config).
 
     vfm train --config=configs/supervised/vit_s16_in1k.py --workdir=runs/vit_s16          90 epochs
     vfm train --config=configs/supervised/vit_s16_in1k.py:300 --workdir=runs/vit_s16_300  300 epochs
 
 To reach: 76.5 % top-1 after 90 epochs, 80.0 % after 300. Not yet run by us.
-It follows the code. There, decay is not multiplied by the learning rate but by the schedule's shape: 1e-4 at a rate of
-1e-3 is AdamW's 0.1. Ours differs in RandAugment, whose changes are timm's and left out half of the time; in mixup,
+It follows the code. There, decay is multiplied not by the learning rate but by the schedule's shape: 1e-4 at a rate
+of 1e-3 is AdamW's 0.1. Ours differs in RandAugment, whose changes are timm's and left out half of the time; in mixup,
 whose partner is the batch reversed; and in the first moment, float32 where theirs is bfloat16.
 """
 

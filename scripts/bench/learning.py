@@ -8,8 +8,8 @@ Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 e
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
 thousands) and ViT (in place of ResNets), but for the methods that are made for another encoder. What is printed is
-k-NN and linear probe accuracy on the held-out images, beside those of the same encoder with random weights, and of raw
-pixels.
+k-NN and linear probe accuracy on the held-out images, beside those of the same encoder with random weights, and of
+raw pixels.
 """
 
 import argparse

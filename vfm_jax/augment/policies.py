@@ -239,8 +239,8 @@ def rand_augment(
 ) -> Operation:
     """`num_ops` changes in turn, each drawn from fifteen and left out half of the time: timm's rand-m9-mstd0.5-inc1.
 
-    Each change has its own magnitude, normal about the given one and clipped to [0, max_magnitude]. Differences from timm: the
-    image is not rounded to 8 bits in between, and where timm by default draws one of two interpolations, here it is
+    Each change has its own magnitude, normal about the given one and clipped to [0, max_magnitude]. Differences from
+    timm: the image is not rounded to 8 bits in between, and where timm by default draws one of two interpolations, here it is
     fixed. A magnitude of 10 leaves 0 bits of a posterised image, which is black: so the timm of that policy had it.
 
     Args:
@@ -248,7 +248,7 @@ def rand_augment(
         magnitude_std: the mstd of timm's name, standard deviation of the magnitude.
         num_ops: the n of timm's name: how many changes are drawn, with replacement.
         increasing: the inc of timm's name: see `strengths`.
-        max_magnitude: the mmax of timm's name; above 10 changes go beyond their range (AugReg's "medium" and "strong").
+        max_magnitude: the mmax of timm's name; above 10 changes go beyond their range (AugReg's "medium", "strong").
         fill: colour of what a warp moves in, in [0, 1], for each channel, or one number; timm's training gives it
             the mean that `normalize` has.
         interpolation: of warps, "bilinear" or "bicubic". timm takes that of the crop where the recipe names one

@@ -42,7 +42,8 @@ def clip_loss(
     logits = pair_logits(image, text, log_scale)
     if mask is not None:
         logits = jnp.where(mask[:, None] & mask[None, :] | jnp.eye(len(mask), dtype=bool), logits, -jnp.inf)
-    own = jnp.diagonal(logits)
+    # not the diagonal of the logits: where the batch is sharded, that would gather them
+    own = jnp.exp(log_scale) * jnp.sum(l2_normalize(image) * l2_normalize(text), axis=1)
     loss = (jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)) / 2 - own
     return loss if mask is None else jnp.where(mask, loss, 0.0)
 

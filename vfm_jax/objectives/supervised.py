@@ -18,7 +18,6 @@ from vfm_jax.objectives.interface import (
     init_network,
 )
 
-
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "softmax": softmax_cross_entropy,
     "sigmoid": sigmoid_cross_entropy,
@@ -47,7 +46,6 @@ def supervised(
             (`batch["target"]`, from mixup) are taken as they are.
         freeze_encoder: no gradient into the encoder, and no dropping or batch statistics in it: a linear probe.
     """
-
     loss_of = lookup(LOSSES, loss, "config.objective.loss")
 
     def init(key, batch) -> Variables:
