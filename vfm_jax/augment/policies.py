@@ -240,8 +240,9 @@ def rand_augment(
     """`num_ops` changes in turn, each drawn from fifteen and left out half of the time: timm's rand-m9-mstd0.5-inc1.
 
     Each change has its own magnitude, normal about the given one and clipped to [0, max_magnitude]. Differences from
-    timm: the image is not rounded to 8 bits in between, and where timm by default draws one of two interpolations, here it is
-    fixed. A magnitude of 10 leaves 0 bits of a posterised image, which is black: so the timm of that policy had it.
+    timm: the image is not rounded to 8 bits in between, and where timm by default draws one of two interpolations,
+    here it is fixed. A magnitude of 10 leaves 0 bits of a posterised image, which is black: so the timm of that
+    policy had it.
 
     Args:
         magnitude: the m of timm's name, in tenths of each change's range.
