@@ -68,6 +68,14 @@ def test_gram_anchoring_sees_similarities_alone(key):
     assert gram_anchor(student, other).min() > 1e-3
 
 
+def test_zero_vectors_have_finite_gradients(key):
+    """A mask token that starts as zero and that no block has touched."""
+    student, teacher = jax.random.normal(key, (2, 2, 5, 4), jnp.float32)
+    student = student.at[0, :2].set(0.0)
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(gram_anchor(x, teacher)))(student)).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(koleo(x)))(student[0])).all()
+
+
 def test_sigreg_is_the_authors_with_gradient(golden_directory):
     golden = np.load(golden_directory / "losses" / "lejepa_sigreg.npz")
     directions = golden["directions"] / np.linalg.norm(golden["directions"], axis=0, keepdims=True)

@@ -198,3 +198,11 @@ def test_prototypes_of_any_length_are_a_linear_layer(key, features):
     logits, variables = head.init_with_output(key, features)
     narrow = head.apply(variables, features, method="bottleneck")
     np.testing.assert_allclose(logits, narrow @ variables["params"]["prototypes"]["kernel"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_zero_feature_has_a_finite_gradient_in_the_head_of_dino(key):
+    head = DinoHead(out_dim=7, hidden_dim=6, bottleneck_dim=4)
+    x = jnp.zeros((2, 5), jnp.float32)
+    variables = head.init(key, x)
+    grads = jax.grad(lambda v, x: jnp.sum(jnp.sin(1 + head.apply(v, x))), argnums=(0, 1))(variables, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

@@ -40,8 +40,7 @@ def koleo(
             f"KoLeo with groups of {size} and {num_neighbors} neighbours does not fit a batch of {b}: groups must "
             "divide the batch and be larger than the number of neighbours."
         )
-    length = jnp.linalg.norm(x, axis=1, keepdims=True)
-    groups = rearrange(x / jnp.maximum(length, epsilon), "(g i) d -> g i d", i=size)
+    groups = rearrange(_unit(x, epsilon), "(g i) d -> g i d", i=size)
 
     def distances(z: Float[Array, "i d"]) -> Float[Array, "i k"]:
         similarity = jax.lax.stop_gradient(z @ z.T)
@@ -83,10 +82,15 @@ def gram_anchor(
 
 def _similarities(tokens: Float[Array, "b n d"], normalize: bool, cut: bool) -> Float[Array, "b n n"]:
     if normalize:
-        length = jnp.linalg.norm(tokens, axis=2, keepdims=True)
-        tokens = tokens / jnp.maximum(length, 1e-12)
+        tokens = _unit(tokens, 1e-12)
     similarity = jnp.einsum("bid,bjd->bij", tokens, tokens)
     return jnp.where(similarity < 0, 0.0, similarity) if cut else similarity
+
+
+def _unit(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
+    """x / max(‖x‖, ε); zero stays zero, with a finite gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.maximum(jnp.sqrt(jnp.where(square > 0, square, 1.0)), epsilon)
 
 
 def random_directions(key: Key[Array, ""], width: int, num_slices: int) -> Float[Array, "d s"]:
