@@ -18,6 +18,7 @@ import pytest
 
 from tests.recipe_facts import PROSE, READERS
 from vfm_jax.cli import load_recipe, override
+from vfm_jax.core.sharding import make_mesh
 from vfm_jax.core.trees import flatten_dict
 from vfm_jax.data.sources import SOURCES
 from vfm_jax.data.sources.arrays import ArraySource
@@ -242,7 +243,9 @@ def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, locati
 
 
 @pytest.mark.parametrize("location", _first_of_each(RECIPES, lambda location: pathlib.Path(location).parent))
-def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location):
+def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location, monkeypatch):
+    # One device, as a laptop has: programs for eight take longer to compile than these take to run.
+    monkeypatch.setattr("vfm_jax.experiment.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     recipe = _recipe(f"{location}:tiny")
     full = _recipe(location)
     assert recipe["objective"]["name"] == full["objective"]["name"]
