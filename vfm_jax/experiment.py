@@ -29,6 +29,7 @@ from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
 from vfm_jax.evaluators.interface import check_evaluator
 from vfm_jax.models import MODELS
+from vfm_jax.nn.resample import resample_positions
 from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.combine import Member, combine
 from vfm_jax.objectives.interface import Objective, Variables
@@ -58,6 +59,7 @@ __all__ = [
     "listed",
     "observe_embedding",
     "observe_shares",
+    "resample_positions",
 ]
 
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several

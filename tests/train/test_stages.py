@@ -182,6 +182,19 @@ def test_another_shape_is_refused_with_a_way_out(params, donor):
     carry_params(params, donor, ("block_0",), "pretrain")  # that is the way out
 
 
+def test_positions_are_resampled_to_the_grid_of_images_of_another_size(params, donor):
+    ramp = np.broadcast_to(np.arange(4.0)[:, None, None], (4, 4, 2))
+    params["encoder"]["positions"] = jnp.zeros((8, 8, 2), jnp.float32)
+    donor["encoder"]["positions"] = ramp
+    carried, _ = carry_params(params, donor, (".*",), "pretrain")
+    table = np.asarray(carried["encoder"]["positions"])
+    assert table.shape == (8, 8, 2)
+    np.testing.assert_allclose(table[2:6, 0, 0], np.arange(2, 6) / 2 - 0.25, atol=0.05)
+    params["encoder"]["positions"] = jnp.zeros((8, 8, 3), jnp.float32)
+    with pytest.raises(UserError, match="encoder/positions has shape"):
+        carry_params(params, donor, (".*",), "pretrain")
+
+
 def test_a_donor_with_nothing_to_carry_over_is_refused(params, donor):
     with pytest.raises(UserError, match=r"pretrain has none of .*It has decoder; this stage has encoder, head"):
         carry_params(params, {"decoder": donor["decoder"]}, (".*",), "pretrain")

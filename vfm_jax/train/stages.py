@@ -10,7 +10,7 @@ import numpy as np
 from vfm_jax.core.durations import other_units
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import check_used, first_match, map_named, named_leaves
-from vfm_jax.experiment import RUN_FIELDS, Variables
+from vfm_jax.experiment import RUN_FIELDS, Variables, resample_positions
 
 
 class Stage(NamedTuple):
@@ -103,7 +103,8 @@ def carry_over(
     """Fresh variables with those leaves replaced that `patterns` name and the donor has; and an account of them.
 
     A stage of the same method goes on with everything: student, teacher, centre, queue. Another method starts from
-    the donor's result, and with it come the batch statistics.
+    the donor's result, and with it come the batch statistics. Learned positions are resampled to the grid of a stage
+    with images of another size.
 
     Args:
         own: fresh, sharded; what is taken over gets their sharding.
@@ -121,14 +122,23 @@ def carry_over(
     carried = named_leaves(given.extra)
 
     def choose(name: str, leaf: jax.Array) -> jax.Array:
-        fits = name in carried and first_match(name, patterns) is not None and carried[name].shape == leaf.shape
+        fits = name in carried and first_match(name, patterns) is not None and _fits(name, carried[name], leaf)
         return _placed(carried[name], leaf) if fits else leaf
 
     return Variables(params, map_named(choose, extra)), account
 
 
+def _fits(name: str, value: Any, like: jax.Array) -> bool:
+    """Whether a leaf can be taken over: it has the same shape, or is a table of positions for another grid."""
+    table = name.rsplit("/", 1)[-1] == "positions" and value.ndim == like.ndim == 3
+    return value.shape == like.shape or (table and value.shape[2] == like.shape[2])
+
+
 def _placed(value: Any, like: jax.Array) -> jax.Array:
-    value = np.asarray(value).astype(like.dtype)
+    value = np.asarray(value)
+    if value.shape != like.shape:
+        value = resample_positions(value, (like.shape[0], like.shape[1]), "bicubic_antialias")
+    value = value.astype(like.dtype)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
 
 
@@ -144,7 +154,7 @@ def _carry_params(params: Any, donor: Any, patterns: tuple[str, ...], origin: st
             f"this stage has {', '.join(sorted(here))}."
         )
     for name in taken:
-        if own[name].shape != given[name].shape:
+        if not _fits(name, given[name], own[name]):
             raise UserError(
                 f"{name} has shape {own[name].shape} here and {given[name].shape} in {origin}. "
                 "Use the same network, or leave it out of `carry` to start it fresh."
