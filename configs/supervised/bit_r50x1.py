@@ -5,8 +5,8 @@
 
 To reach: 77.0 % top-1 on ImageNet-1k. Not yet run by us.
 It follows big_vision: a cosine, and a decay beside the momentum that only the schedule's shape multiplies. Ours
-stands before the momentum, as in the paper, with their decay over their learning rate: 1e-3 both times. The momentum is
-float32 where theirs is bfloat16. The paper instead steps by 0.1 at epochs 30, 60 and 80 from 0.03 · batch / 256.
+stands before the momentum, as in the paper, with their decay over their learning rate: 1e-3 both times. The momentum
+is float32 where theirs is bfloat16. The paper steps by 0.1 at epochs 30, 60 and 80 from 0.03 · batch / 256.
 """
 
 import ml_collections
