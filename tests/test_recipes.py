@@ -169,9 +169,11 @@ def only_shapes(monkeypatch):
     """ImageNet-1k, ImageNet-21k and CIFAR-10 by their sizes; any other data set, and a folder, of a million."""
     sizes = {"imagenet2012": (1_281_167, 1000), "imagenet21k": (13_153_500, 21_843), "cifar10": (50_000, 10)}
 
-    def tfds(dataset, *, split, canvas_size=32, **fields):
+    @functools.wraps(SOURCES["tfds"])
+    def tfds(dataset, *, split, canvas_size=32):
         return OnlyShapes(sizes.get(dataset, (1_000_000, 0))[0], canvas_size, sizes.get(dataset, (0, 0))[1])
 
+    @functools.wraps(SOURCES["folder"])
     def folder(path, *, canvas_size=256, channels=3, **fields):
         return OnlyShapes(1_000_000, canvas_size, 5, channels)
 

@@ -171,6 +171,7 @@ OTHERS = {
     "head of DINO, learned scale": dict(
         name="dino_head", out_dim=11, hidden_dim=12, bottleneck_dim=5, num_layers=2, learned_scale=True
     ),
+    "prototypes": dict(name="prototypes", num_prototypes=9),
     "projector of SimCLR": dict(name="projection_head", out_dim=6),
     "projector of MoCo v3": dict(
         name="projection_head", hidden_dim=12, out_dim=6, num_layers=3, last_norm="plain", unbiased=True
