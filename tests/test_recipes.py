@@ -170,8 +170,9 @@ def only_shapes(monkeypatch):
     sizes = {"imagenet2012": (1_281_167, 1000), "imagenet21k": (13_153_500, 21_843), "cifar10": (50_000, 10)}
 
     @functools.wraps(SOURCES["tfds"])
-    def tfds(dataset, *, split, canvas_size=32):
-        return OnlyShapes(sizes.get(dataset, (1_000_000, 0))[0], canvas_size, sizes.get(dataset, (0, 0))[1])
+    def tfds(dataset, *, canvas_size, **fields):
+        num_examples, num_classes = sizes.get(dataset, (1_000_000, 0))
+        return OnlyShapes(num_examples, canvas_size or 32, num_classes)
 
     @functools.wraps(SOURCES["folder"])
     def folder(path, *, canvas_size=256, channels=3, **fields):
