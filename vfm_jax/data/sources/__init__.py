@@ -2,7 +2,8 @@
 
 An example is a dict of numpy values:
 
-    image  uint8 (H, W, c)  the canvas, of one shape for the whole source; the picture fills its top left
+    image  (H, W, c)        the canvas, of one shape and type (uint8, uint16, float32 in [0, 1]) for the whole source;
+                            the picture fills its top left
     size   int32 (2,)       height and width of that picture, in pixels
     label  int32 ()         class id, or -1 where there is none
     index  int32 ()         the record's place in the source
@@ -31,6 +32,9 @@ class Source(Protocol):
     Attributes:
         class_names: by class id, or None for unlabelled images.
         image_shape: height, width and channels of the canvas.
+        image_dtype: of the canvas: uint8, uint16 or float32; a source without the attribute has uint8.
+
+    A record that cannot be used raises `data.bad.BadSample`; what becomes of it is the pipeline's to say.
 
     A source with texts has two more: `text_shape`, the t and l of its texts, and their `tokenizer`.
     """
