@@ -6,8 +6,9 @@
 
 Sizes: s16 (trained at 224), b16, l16, h14 (at 160). Each has "finetune_SIZE_224" (not s16) and "finetune_SIZE_384"
 (not h14). To reach: 81.4 (S), 83.8 (B), 84.9 (L), 85.2 % (H) top-1. Not yet run by us.
-It follows the authors' commands; LAMB's gradient clipping at norm 1 is apex's. Left out: repeated augmentation, three
-copies of an image in a batch, which needs a sampler that we do not have. Mixing is drawn once for a batch.
+It follows the authors' commands. LAMB is apex's, whose own clipping at norm 1 no command turns off; its epsilon is
+their command line's, 1e-8. Left out: repeated augmentation, three copies of an image in a batch, of which an epoch
+sees a third of the images each time; ours sees every image once. Mixing is drawn once for a batch.
 """
 
 import ml_collections
@@ -70,7 +71,7 @@ def _pretrain(size: str) -> ml_collections.ConfigDict:
     c.mix = dict(num_classes=1000, mixup=0.8, cutmix=1.0, label_smoothing=0.0)
     c.networks.encoder.drop_path = drop_path
     c.objective = dict(name="supervised", loss="sigmoid_mean")
-    c.optimizer = dict(name="lamb", weight_decay=0.05, groups=UNDECAYED)
+    c.optimizer = dict(name="lamb", eps=1e-8, weight_decay=0.05, groups=UNDECAYED)
     c.schedule = dict(name="cosine", base=rate, warmup_epochs=5, start=1e-6, end=1e-5)
     return c
 
