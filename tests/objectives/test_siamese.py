@@ -90,7 +90,7 @@ def test_moco_v3_finds_the_key_of_the_other_view_as_the_authors(golden_directory
 
 
 def test_the_keys_of_moco_v3_are_made_as_the_authors_make_them():
-    """Their model averages first and then looks: k ← m_t · k + (1 - m_t) · q_t, by the momentum of the step itself."""
+    """Their model averages first and then looks: k ← m_t · k + (1 - m_t) · q_t, by the momentum of that step."""
     momentum = SCHEDULES["cosine"](base=0.5, end=1.0, total_steps=4)
     objective = OBJECTIVES["moco_v3"](Pixels(), Same(), Same(), target_momentum=momentum)
     params, extra = _fresh(objective, _batch())
