@@ -605,9 +605,7 @@ def test_class_tokens_of_the_last_blocks_stand_side_by_side(scan):
     assert len(two.levels) == 1 and np.abs(second - third).max() > 0.1
     with_mean = MODELS["vit"](**fields, pooled_blocks=2, pooling="class_mean").apply(variables, image)
     mean = jnp.mean(seen.patch_tokens, axis=1)
-    np.testing.assert_allclose(
-        with_mean.pooled, np.concatenate([second, third, mean], axis=1), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(with_mean.pooled, np.concatenate([second, third, mean], axis=1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_and_padding_hide_tokens_and_causal_is_such_a_mask():
