@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -93,6 +94,8 @@ def _recipe(location, *overrides):
 
 
 def _says_the_same(ours, fact):
+    if isinstance(fact, str) and (parts := re.fullmatch(r"(\d+) per (?:GPU|core|device) x (\d+)", fact)):
+        fact = int(parts[1]) * int(parts[2])  # a batch, told by its parts
     if isinstance(fact, str):
         return isinstance(ours, str) and fact.lower().startswith(ours.lower())
     if isinstance(fact, list):

@@ -58,7 +58,8 @@ def _query_key_value(recipe):
     return "xavier uniform treating q,k,v separately" if separate else "xavier uniform"
 
 
-def _augmented(recipe):
+def augmented(recipe):
+    """The augmentation of a linear probe, in the words of the facts."""
     crop, *others = recipe["views"]["image"]["ops"]
     names = {"random_resized_crop": "RandomResizedCrop", "flip": "hflip"}
     words = [f"{names[crop['name']]} {crop['size']}", *(names[o["name"]] for o in others if o["name"] in names)]
@@ -69,7 +70,7 @@ JITTER = {"b": "brightness", "c": "contrast", "s": "saturation", "h": "hue", "p"
 READERS = {
     "schedule": given("schedule", "name"),
     "schedule.epochs": given("total_epochs"),
-    "data": _augmented,
+    "data": augmented,
     "ema.start": given("objective", "target_momentum", "base"),
     "ema.end": given("objective", "target_momentum", "end"),
     "ema.schedule": given("objective", "target_momentum", "name"),
