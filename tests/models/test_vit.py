@@ -593,8 +593,23 @@ def test_an_impossible_encoder_is_refused(fields, message):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+def test_dropout_is_in_training_alone_and_each_examples_own(scan):
+    image, vit = _image(), MODELS["vit"](**SIZES, pooling="mean", dropout=0.5, scan=scan)
+    variables = {"params": _random_params(vit, image)}
+    keys = jax.random.split(jax.random.key(3), BATCH)
+    plain = MODELS["vit"](**SIZES, pooling="mean").apply(variables, image)
+    np.testing.assert_allclose(vit.apply(variables, image, keys=keys).tokens, plain.tokens, rtol=1e-5, atol=1e-5)
+    dropped = vit.apply(variables, image, keys=keys, train=True).pooled
+    assert np.abs(dropped - plain.pooled).max() > 0.1
+    alone = vit.apply(variables, image[1:2], keys=keys[1:2], train=True).pooled
+    np.testing.assert_allclose(alone[0], dropped[1], rtol=1e-4, atol=1e-4)
+    other = vit.apply(variables, image[1:2], keys=keys[:1], train=True).pooled
+    assert np.abs(other[0] - dropped[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("scan", [False, True])
 def test_class_tokens_of_the_last_blocks_stand_side_by_side(scan):
-    """As DINO's `eval_linear.py` has them: `get_intermediate_layers(x, n)` normalises each, the last block's is last."""
+    """As DINO's `eval_linear.py` has them, of `get_intermediate_layers`: each normalised, the last block's last."""
     image, fields = _image(), SIZES | dict(depth=3, scan=scan)
     plain = MODELS["vit"](**fields, levels=(0, 1, 2), norm_levels=True)
     variables = {"params": _random_params(plain, image)}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
-from vfm_jax.nn.layers import NORMS, Dense, xavier_uniform
+from vfm_jax.nn.layers import NORMS, Dense, dropout, xavier_uniform
 from vfm_jax.nn.masking import gather_tokens
 from vfm_jax.nn.patches import ColorEmbedding, PatchEmbedding, grid_of, patch_size_of, patchify
 from vfm_jax.nn.pooling import AttentionPooling, ProbePooling, mean_pool
@@ -132,6 +132,8 @@ class ViT(nn.Module):
             -1 and 1 (iGPT); 0: by a linear map of its pixels.
         init_std: kernels start from a normal distribution of this deviation; None: from Glorot's uniform one.
         levels_of: a level is the output of the "block", or of its "mlp" before it is added (data2vec 2).
+        dropout: rate at which single numbers are dropped in training: behind the positions, the attention, the MLP's
+            activation and the MLP, as the first ViT does.
         pooled_blocks: of how many last blocks the class tokens, each normalised, stand side by side in the pooled
             vector, shallow to deep (4: linear probes of small models by DINO and DINOv2).
     """
@@ -188,6 +190,7 @@ class ViT(nn.Module):
     color_levels: int = 0
     init_std: float | None = None
     levels_of: str = "block"
+    dropout: float = 0.0
     pooled_blocks: int = 1
 
     @property
@@ -286,6 +289,7 @@ class ViT(nn.Module):
             drop_path_shape=self.drop_path_shape,
             causal=self.causal,
             levels_of=self.levels_of,
+            dropout=self.dropout,
         )
 
         def norm(name: str) -> nn.Module:
@@ -385,6 +389,11 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
         return self.input_norm(x) if self.norm_input == "tokens" else x
 
+    def _dropped(self, x: Float[Array, "b n d"], keys: jax.Array | None) -> Float[Array, "b n d"]:
+        # a stream of its own, as the rotation's
+        own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, self.sizes[1] + 1))(keys)
+        return dropout(own, x, self.dropout)
+
     def _prefix(self) -> Float[Array, "n d"]:
         tokens = [self.class_embedding[None]] if self.class_token else []
         tokens += [self.distillation_embedding[None]] if self.distillation_token else []
@@ -440,7 +449,7 @@ class ViT(nn.Module):
         """
         grid = grid_of((image.shape[1], image.shape[2]), self.patch_size)
         keys = keys if train else None
-        x = self.embed(image, keep, masked)
+        x = self._dropped(self.embed(image, keep, masked), keys)
         told = self._told(grid, keep, keys)
         if valid is not None:
             told["mask"] = self._with_prefix(valid)[:, None, None, :]
@@ -484,7 +493,7 @@ class ViT(nn.Module):
         place = jnp.stack([index // columns, index % columns], axis=-1)  # b n 2
         place = jnp.where(valid[:, :, None], place, 0).astype(jnp.float32)  # padding: the first patch's position
         sizes = shapes.astype(jnp.float32)
-        x = self._tokens(patches, self._packed_positions(place, sizes), None)
+        x = self._dropped(self._tokens(patches, self._packed_positions(place, sizes), None), keys)
         told: dict[str, Any] = {"mask": self._with_prefix(valid)[:, None, None, :]}
         if self.positions == "rope":
             told["rope"] = self._rotation(place, sizes, keys)
