@@ -45,6 +45,30 @@ def _load(path):
 METHODS = [_load(path) for path in sorted((ROOT / "tests" / "recipes").glob("*.py"))]
 STAGES = {stage: (location, method) for method in METHODS for stage, location in method.STAGES.items()}
 
+# Facts of no recipe of ours: of a method, or of one stage.
+NO_RECIPE = {
+    **dict.fromkeys(("siglip2", "beit_v2", "aimv2", "cappa", "coca"), "no objective of ours"),
+    **dict.fromkeys(("flexivit", "naflex"), "images of many sizes in one batch: the networks take them, no recipe"),
+    "depth_growth": "networks that grow from stage to stage",
+    "eval_protocols": "protocols of evaluators, detectors and segmenters",
+    "robustness": "test sets, and how they are scored",
+    "vit_shapes": "the sizes of ViTs, in a table",
+    "mae/transfer/detection_segmentation": "detection and segmentation",
+    "augreg/presets/augmentation": "names that the readers of AugReg's recipes look up",
+    **dict.fromkeys(
+        (
+            *(f"dinov2/vit_{size}14/distill_from_g14" for size in "sbl"),
+            *(f"dinov2/vit_{size}14_reg4/pretrain_with_registers" for size in "sbl"),
+            *(f"dinov2/eval/{kind}" for kind in ("linear", "knn")),
+            *(f"dinov3/vit_{size}/released_distilled" for size in ("s16", "s16plus", "b16", "h16plus")),
+            *(f"dinov3/vit_l16/{kind}" for kind in ("distill_lvd1689m", "dinotxt_text_alignment")),
+            "dinov3/convnext/distill_example",
+            *(f"dinov3/eval/{kind}" for kind in ("ade20k_linear", "linear_and_knn")),
+        ),
+        "distillation and evaluation of DINOv2 and DINOv3, to come",
+    ),
+}
+
 MAE = "configs/masked/mae_vit_b16_in1k.py"
 RECIPES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "adapt"
@@ -101,6 +125,26 @@ def _says_the_same(ours, fact):
     if isinstance(fact, list):
         return len(ours) == len(fact) and all(_says_the_same(o, f) for o, f in zip(ours, fact, strict=True))
     return ours == pytest.approx(fact, rel=1e-3 if fact == 1.333 else 1e-9)
+
+
+def _stages_with_facts():
+    """Every stage that has a field to compare, of the methods that have a recipe."""
+    for method, variants in FACTS.items():
+        if method.startswith("_") or method in NO_RECIPE:
+            continue
+        for variant, stages in variants.items():
+            for stage, facts in stages.items() if not variant.startswith("_") else ():
+                if set(facts) - PROSE - {"note"}:
+                    yield method, variant, stage
+
+
+def test_every_stage_of_the_facts_has_a_recipe():
+    found = list(_stages_with_facts())
+    missing = ["/".join(stage) for stage in found if stage not in STAGES and "/".join(stage) not in NO_RECIPE]
+    assert not missing, f"{len(missing)} stages are compared with nothing: {', '.join(missing)}"
+    known = {*FACTS, *("/".join(stage) for stage in found)}
+    covered = {*("/".join(stage) for stage in STAGES), *(stage[0] for stage in STAGES)}
+    assert NO_RECIPE.keys() <= known - covered  # none too many
 
 
 @pytest.mark.parametrize("stage", STAGES, ids="/".join)
@@ -170,7 +214,12 @@ class OnlyShapes:
 @pytest.fixture
 def only_shapes(monkeypatch):
     """ImageNet-1k, ImageNet-21k and CIFAR-10 by their sizes; any other data set, and a folder, of a million."""
-    sizes = {"imagenet2012": (1_281_167, 1000), "imagenet21k": (13_153_500, 21_843), "cifar10": (50_000, 10)}
+    sizes = {
+        "imagenet2012": (1_281_167, 1000),
+        "imagenet2012_subset/1pct": (12_811, 1000),
+        "imagenet21k": (13_153_500, 21_843),
+        "cifar10": (50_000, 10),
+    }
 
     @functools.wraps(SOURCES["tfds"])
     def tfds(dataset, *, canvas_size, **fields):

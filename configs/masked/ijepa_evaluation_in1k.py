@@ -7,7 +7,7 @@
     vfm train --config=configs/masked/ijepa_evaluation_in1k.py:finetune_h16_448 --config.start_from=runs/ijepa_448 \
         --workdir=runs/ijepa_finetune                                       all labels at 448 pixels
 
-To reach, top-1: 79.3 % by linear probe of H/14; 73.3 % (H/14) and 69.4 % (L/16) with 1 % of the labels; 87.1 % after
+To reach, top-1: 79.3 % by linear probe of H/14; 73.3 % with 1 % of the labels (H/14); 87.1 % after
 fine-tuning H/16 at 448 pixels. Not yet run by us.
 A run starts from the teacher, which the paper calls the target encoder. The paper sweeps the rate and the decay of
 the probe, `PROBE_RATES` for 256 images and `PROBE_DECAYS`: the first of each stands here, --config.schedule.base and

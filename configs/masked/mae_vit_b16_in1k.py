@@ -8,15 +8,15 @@
         --config.start_from=runs/mae
 
 The larger encoders are the same recipe with a prefix, ":vit_l16", ":vit_l16_800", ":vit_h14_finetune" and so on;
-":vit_l16_raw" is the paper's baseline of 800 epochs, which predicts raw pixels, and ":vit_h14_finetune_448" fine-tunes
-at 448 pixels.
+":vit_l16_raw" is the paper's baseline of 800 epochs, which predicts raw pixels; ":vit_h14_finetune_448" fine-tunes at
+448 pixels.
 
 To reach: top-1 after fine-tuning (Table 3) of 83.6 % (B), 85.9 % (L), 86.9 % (H), 87.8 % (H, 448 pixels) and 84.9 %
 (L, raw); by linear probe 68.0 % (B), 76.6 % (H). Not yet run by us.
 Fine-tuning follows the authors' code (B: base 5e-4, layer decay 0.65, random erasing), which differs from Table 9.
-The position table stays fixed where theirs is trained on (and, at 448 pixels, goes on to more places where theirs is
-stretched; nothing else of that run is published, so the rest is that of 224). The probe of H takes 50 epochs, as in the code. The probe's
-random crop redraws up to ten times, as torchvision's does, where theirs draws once.
+The position table stays fixed where theirs is trained on; at 448 pixels it goes on to further places, where theirs is
+stretched, and all else is as at 224, for nothing but its result is published. The probe of H takes 50 epochs, as in
+the code. The probe's random crop redraws up to ten times, as torchvision's does, where theirs draws once.
 """
 
 import ml_collections

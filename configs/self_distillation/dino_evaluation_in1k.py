@@ -1,4 +1,4 @@
-"""DINO's linear probe and k-NN on ImageNet-1k (Caron et al., 2021, arXiv:2104.14294, Sec. 4.1, and the authors' code).
+"""DINO's linear probe and k-NN on ImageNet-1k (Caron et al., 2021, arXiv:2104.14294, Sec. 4.1, and their code).
 
     vfm train --config=configs/self_distillation/dino_evaluation_in1k.py --config.start_from=runs/dino \
         --workdir=runs/dino_evaluation                                            ViT-S/16, of `dino_vit_s16_in1k.py`
