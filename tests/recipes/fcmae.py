@@ -5,7 +5,7 @@ from vfm_jax.models import MODELS
 
 FCMAE = "configs/masked/fcmae_convnextv2_b_in1k.py"
 STAGES = {
-    ("fcmae", "convnextv2_b", "pretrain"): FCMAE,
+    **{("fcmae", f"convnextv2_{size}", "pretrain"): f"{FCMAE}:{size}" for size in "afpntblh"},
     ("fcmae", "convnextv2_atto", "finetune_1k"): f"{FCMAE}:a_finetune",
     ("fcmae", "convnextv2_tiny", "finetune_1k"): f"{FCMAE}:t_finetune",
     ("fcmae", "convnextv2_base", "finetune_1k"): f"{FCMAE}:finetune",

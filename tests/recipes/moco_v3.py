@@ -10,7 +10,7 @@ from vfm_jax.nn.positions import SINCOS
 
 VIT, R50 = "configs/contrastive/moco_v3_vit_in1k.py", "configs/contrastive/moco_v3_r50_in1k.py"
 STAGES = {
-    ("moco_v3", "vit_s16", "pretrain_300ep"): VIT,
+    **{("moco_v3", size, "pretrain_300ep"): f"{VIT}:{size}" for size in ("vit_s16", "vit_b16")},
     ("moco_v3", "vit_s16", "linear_probe"): f"{VIT}:linear_probe",
     **{("moco_v3", "resnet50", f"pretrain_{n}ep"): f"{R50}:{n}" for n in (100, 300, 1000)},
 }
