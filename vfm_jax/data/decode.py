@@ -1,20 +1,27 @@
-"""Image files to uint8 arrays, and arrays to the fixed canvas of a source.
+"""Image files to arrays, and arrays to the fixed canvas of a source.
 
 Only an allow-list of formats is opened, the header's size is checked before any pixel is decoded, and whatever
 cannot be read in full is an error that names the file.
 """
 
+import dataclasses
 import io
+import math
 import os
+import pathlib
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.tables import lookup
+from vfm_jax.data.bad import BadSample
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_CHANNELS = 16
+DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32}
 MAX_PIXELS = 2**26  # 64 megapixels: 200 MB decoded; a few kilobytes of file can claim a hundred times that
 
 _EXIF_ORIENTATION = 0x0112
@@ -41,8 +48,15 @@ def image_kind(start: bytes) -> str | None:
 
 
 def decode(
-    file: bytes | str | os.PathLike[str], *, name: str = "", channels: int = 3, max_pixels: int = MAX_PIXELS
-) -> UInt8[np.ndarray, "h w c"]:
+    file: bytes | str | os.PathLike[str],
+    *,
+    name: str = "",
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    dtype: str = "uint8",
+    min_size: int = 1,
+) -> Shaped[np.ndarray, "h w c"]:
     """The picture in a file, upright.
 
     Gray becomes three equal channels (or colour one of luma, with `channels=1`), a palette its colours, CMYK RGB; 16
@@ -52,24 +66,138 @@ def decode(
     Args:
         file: its bytes or its path.
         name: what to call it in messages; the path by default.
-        channels: 3 (RGB) or 1 (gray).
+        channels: 3 (RGB), 1 (gray), or another number, which the file must have.
         max_pixels: larger images are refused by their header.
+        value_range: the values that become 0 and 1 (or 0 and the largest whole number of `dtype`).
+        dtype: a name in `DTYPES`.
+        min_size: pixels of the shorter side, at least.
 
     Raises:
-        TrainingError: the file cannot be read in full; names file and reason.
+        BadSample: the file cannot be read in full, or is not as asked; names file and reason.
     """
     name = name or (f"an image of {len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
+        content = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
+    except FileNotFoundError as error:
+        raise BadSample(name, "missing", "No such file.") from error
+    except OSError as error:
+        raise BadSample(name, "unreadable", f"{error.strerror or error}.") from error
+    if not content:
+        raise BadSample(name, "empty", "The file has no bytes.")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ValueError(f"{width} x {height} pixels, above the limit of {max_pixels} pixels")
+                raise BadSample(
+                    name, "too_large", f"{width} x {height} pixels, above the limit of {max_pixels} pixels"
+                )
+            if min(width, height) < min_size:
+                raise BadSample(name, "too_small", f"{width} x {height} pixels; expected {min_size} or more a side")
             image.load()
             return _to_uint8(_upright(image), channels)
+    except BadSample:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise TrainingError(f"Cannot read {name}: no {', '.join(FORMATS)} image.") from error
+        raise BadSample(name, "not_an_image", f"no {', '.join(FORMATS)} image") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, EOFError, ... on damaged files
-        raise TrainingError(f"Cannot read {name}: {str(error) or type(error).__name__}.") from error
+        reason = "truncated" if "truncated" in str(error) else "corrupt"
+        raise BadSample(name, reason, str(error) or type(error).__name__) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a source reads image files: the keywords that all of them share, checked by `reading`.
+
+    Attributes:
+        canvas: height and width, in pixels.
+        channels: of the picture, 1 to `MAX_CHANNELS`.
+        dtype: a name in `DTYPES`.
+        value_range: the values that become 0 and 1, or None.
+        min_size: pixels of the shorter side, at least.
+        max_pixels: height times width, at most.
+    """
+
+    canvas: tuple[int, int]
+    channels: int = 3
+    dtype: str = "uint8"
+    value_range: tuple[float, float] | None = None
+    min_size: int = 1
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the canvas."""
+        return (*self.canvas, self.channels)
+
+    @property
+    def image_dtype(self) -> type[np.generic]:
+        """Of the canvas."""
+        return DTYPES[self.dtype]
+
+    def read(self, file: bytes | str | os.PathLike[str], name: str = "") -> dict[str, np.ndarray]:
+        """`image`, the picture on its canvas, and `size`, the height and width that it fills there.
+
+        Raises:
+            BadSample: as `decode`.
+        """
+        pixels = decode(
+            file,
+            name=name,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            value_range=self.value_range,
+            dtype=self.dtype,
+            min_size=self.min_size,
+        )
+        image, size = fit_canvas(pixels, self.canvas)
+        return {"image": image, "size": size}
+
+
+def reading(
+    canvas_size: int | tuple[int, int],
+    channels: int = 3,
+    dtype: str = "uint8",
+    value_range: tuple[float, float] | None = None,
+    min_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> Reading:
+    """The keywords of a source as its user gave them, checked; `Reading` says what they mean.
+
+    Raises:
+        UserError: a value that cannot be; named as in `config.data`.
+    """
+    canvas = canvas_shape(canvas_size)
+    if not _is_count(channels) or channels > MAX_CHANNELS:
+        raise UserError(f"config.data.channels is {channels!r}; expected a whole number from 1 to {MAX_CHANNELS}.")
+    lookup(DTYPES, dtype, "config.data.dtype")
+    for field, value in {"min_size": min_size, "max_pixels": max_pixels}.items():
+        if not _is_count(value):
+            raise UserError(f"config.data.{field} is {value!r}; expected a whole number of pixels, one or more.")
+    return Reading(canvas, channels, dtype, checked_range(value_range), min_size, max_pixels)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def checked_range(value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    """`config.data.value_range` as two numbers.
+
+    Raises:
+        UserError: no two finite numbers, the smaller first.
+    """
+    if value_range is None:
+        return None
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(
+            f"config.data.value_range is {value_range!r}; expected (low, high): the values of the images that become "
+            "0 and 1, low below high."
+        )
+    return low, high
 
 
 def _upright(image: Image.Image) -> Image.Image:
