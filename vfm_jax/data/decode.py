@@ -9,6 +9,7 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -23,6 +24,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_CHANNELS = 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32}
 MAX_PIXELS = 2**26  # 64 megapixels: 200 MB decoded; a few kilobytes of file can claim a hundred times that
+
+File = bytes | str | os.PathLike[str]
+"""The bytes of an image file, or its path."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -134,7 +138,7 @@ class Reading:
         """Of the canvas."""
         return DTYPES[self.dtype]
 
-    def read(self, file: bytes | str | os.PathLike[str], name: str = "") -> dict[str, np.ndarray]:
+    def read(self, file: File, name: str = "") -> dict[str, np.ndarray]:
         """`image`, the picture on its canvas, and `size`, the height and width that it fills there.
 
         Raises:
@@ -151,6 +155,10 @@ class Reading:
         )
         image, size = fit_canvas(pixels, self.canvas)
         return {"image": image, "size": size}
+
+
+Picture = Callable[[Reading, File, str], dict[str, np.ndarray]]
+"""`(reading, file, name) -> {"image", "size"}`: `Reading.read`, or what else makes one picture of a file."""
 
 
 def reading(

@@ -158,7 +158,8 @@ class _Reader:
         if read_many is not None:
             rows = read_many(index)
         else:
-            examples = [_read(self.source, i) if good else None for i, good in zip(index, valid, strict=True)]
+            places = zip(index, epoch, valid, strict=True)
+            examples = [_read(self.source, i, e) if good else None for i, e, good in places]
             rows = _stack(examples, self.source)
         if not valid.all():
             rows = {
@@ -175,9 +176,10 @@ def _like(valid: np.ndarray, values: np.ndarray) -> np.ndarray:
     return valid.reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def _read(source: Source, index: int) -> HostBatch:
+def _read(source: Source, index: int, epoch: int) -> HostBatch:
     try:
-        return source[int(index)]
+        drawn = getattr(source, "drawn", None)
+        return source[int(index)] if drawn is None else drawn(int(index), int(epoch))
     except TrainingError:
         raise
     except Exception as error:  # a source may use any library, and the message must name the record
