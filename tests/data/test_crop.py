@@ -16,7 +16,7 @@ from vfm_jax.augment.geometry import draw_crop, resampling_weights
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys
 from vfm_jax.data.crop import Box, Crop, CroppedSource, resize, uniforms
-from vfm_jax.data.decode import Reading, decode
+from vfm_jax.data.decode import Reading, decode, on_canvas
 from vfm_jax.data.order import TrainingOrder
 from vfm_jax.data.pipeline import train_batches
 
@@ -192,10 +192,10 @@ class _Photos:
         return len(self.files)
 
     def __getitem__(self, index):
-        return self.read(index, Reading.read)
+        return self.read(index, on_canvas)
 
     def read(self, index, picture):
-        fields = picture(Reading((64, 64)), self.files[index], self.name(index))
+        fields = picture(Reading((64, 64)), lambda: self.files[index], self.name(index))
         return fields | {"label": np.int32(index), "index": np.int32(index)}
 
     def name(self, index):

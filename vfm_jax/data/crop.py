@@ -11,15 +11,17 @@ what it skips ever checked: a damaged file would count as good whenever the crop
 
 import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float64, Shaped
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.data.decode import File, Picture, Reading, decode
+from vfm_jax.data.decode import File, Reading, decode
 from vfm_jax.data.timing import timed
+from vfm_jax.data.wrapped import FileSource, WrappedSource
 
 CROP_TRIES = 10  # torchvision's RandomResizedCrop.get_params
 _MOST_CHANNELS = 4  # that OpenCV resizes by area
@@ -163,20 +165,7 @@ def uniforms(seed: int, stage: int, epoch: int, index: int) -> Float64[np.ndarra
     return (bits.random_raw(_NUM_DRAWS) >> np.uint64(11)) * 2.0**-53
 
 
-class FileSource(Protocol):
-    """A source of image files, which leaves it to its caller how a file becomes a picture."""
-
-    class_names: tuple[str, ...] | None
-    image_shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]: ...
-
-
-class CroppedSource:
+class CroppedSource(WrappedSource):
     """The records of a source of image files, each one crop, another in each epoch. See `sources.Source`."""
 
     def __init__(self, source: FileSource, crop: Crop, *, seed: int, stage: int = 0):
@@ -191,33 +180,18 @@ class CroppedSource:
         Raises:
             UserError: the source does not read image files.
         """
-        if not hasattr(source, "read"):
-            raise UserError(
-                "config.data.crop cuts crops out of image files, and this source has none (or gives boxes or label "
-                "maps with them, which would not fit a crop). Leave config.data.crop out, and put "
-                "random_resized_crop first in config.views."
-            )
-        self._source, self._crop, self._seed, self._stage = source, crop, seed, stage
-        self.class_names = source.class_names
+        super().__init__(source, "crop", "Leave it out, and put random_resized_crop first in config.views.")
         self.image_shape = (crop.size, crop.size, source.image_shape[2])
-        self.image_dtype = getattr(source, "image_dtype", np.uint8)
-        for name in ("text_shape", "tokenizer"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
-
-    def __len__(self) -> int:
-        return len(self._source)
+        self._crop, self._seed, self._stage = crop, seed, stage
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.drawn(index, 0)
 
     def drawn(self, index: int, epoch: int) -> dict[str, np.ndarray]:
+        """The record as the given epoch has it."""
         draws = uniforms(self._seed, self._stage, epoch, index)
 
-        def picture(reading: Reading, file: File, name: str) -> dict[str, np.ndarray]:
-            return self._crop.read(reading, file, name, draws)
+        def picture(reading: Reading, contents: Callable[[], File], name: str) -> dict[str, np.ndarray]:
+            return self._crop.read(reading, contents(), name, draws)
 
         return self._source.read(index, picture)
-
-    def name(self, index: int) -> str:
-        return self._source.name(index)

@@ -157,8 +157,13 @@ class Reading:
         return {"image": image, "size": size}
 
 
-Picture = Callable[[Reading, File, str], dict[str, np.ndarray]]
-"""`(reading, file, name) -> {"image", "size"}`: `Reading.read`, or what else makes one picture of a file."""
+Picture = Callable[[Reading, Callable[[], File], str], dict[str, np.ndarray]]
+"""`(reading, contents, name) -> {"image", "size"}`; `contents()` is the file. `on_canvas` is one, a crop another."""
+
+
+def on_canvas(reading: Reading, contents: Callable[[], File], name: str) -> dict[str, np.ndarray]:
+    """The picture of a file on its canvas: what a source gives where nobody asks for another."""
+    return reading.read(contents(), name)
 
 
 def reading(

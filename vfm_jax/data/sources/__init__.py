@@ -37,8 +37,9 @@ class Source(Protocol):
     A record that cannot be used raises `data.bad.BadSample`; what becomes of it is the pipeline's to say.
 
     A source whose records are image files may have `read(index, picture)`: the same example, with `image` and `size`
-    as `picture(reading, file, name)` makes them (`data.decode.Picture`); it is what crops on the host ask for. One
-    whose examples differ from epoch to epoch has `drawn(index, epoch)`, which the pipeline then takes.
+    as `picture(reading, contents, name)` makes them (`data.decode.Picture`). It is what a crop on the host and the
+    cache ask for; a cache takes the name for the file's path, or for an archive's and the member's after a comma. A
+    source whose examples differ from epoch to epoch has `drawn(index, epoch)`, which the pipeline then takes.
 
     A source with texts has two more: `text_shape`, the t and l of its texts, and their `tokenizer`.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import EXTENSIONS, canvas_shape, decode, fit_canvas, image_kind
+from vfm_jax.data.decode import EXTENSIONS, Picture, Reading, canvas_shape, image_kind, on_canvas
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.splits import ALL, Split, parse_split, rows_of
 
@@ -39,11 +39,13 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        pixels = decode(self.name(index), channels=self.image_shape[2])
-        image, size = fit_canvas(pixels, self.image_shape[:2])
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
+        name = self.name(index)
         return {
-            "image": image,
-            "size": size,
+            **picture(Reading(self.image_shape[:2], self.image_shape[2]), lambda: name, name),
             "label": np.asarray(self._labels[index]),
             "index": np.asarray(index, np.int32),
         }
