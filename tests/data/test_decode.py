@@ -1,8 +1,6 @@
 """Image files to arrays."""
 
-import json
 import struct
-import tarfile
 import zlib
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import canvas_shape, decode, fit_canvas, image_kind
 
 
@@ -87,13 +86,14 @@ def test_a_cut_file_is_an_error_that_names_it(kept, picture, encoded):
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(TrainingError, match=r"Cannot read .*gone\.jpg: .*No such file"):
+    with pytest.raises(TrainingError, match=r"Cannot read .*gone\.jpg: no such file"):
         decode(tmp_path / "gone.jpg")
 
 
 def test_a_format_outside_the_list_is_refused(picture, encoded):
-    with pytest.raises(TrainingError, match="no JPEG, PNG, WEBP, BMP image"):
-        decode(encoded(picture(5, 7), "GIF"))
+    with pytest.raises(BadSample, match="format JPEG 2000; expected one of JPEG, PNG, ") as error:
+        decode(encoded(picture(5, 7), "JPEG2000"))
+    assert error.value.reason == "unsupported"
 
 
 def test_a_bomb_is_refused_by_its_header():
@@ -112,26 +112,6 @@ def test_damaged_exif_does_not_lose_the_picture(picture, encoded):
     image = picture(5, 7)
     data = encoded(image, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12")
     np.testing.assert_array_equal(decode(data), image)
-
-
-def test_odd_files_get_the_verdict_of_their_manifest(shared, tmp_path):
-    with tarfile.open(shared / "data/odd_files/odd_files.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
-    folder = tmp_path / "odd_files"
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    for name, told in manifest.items():
-        if told["decodes"] and told["format"] in ("JPEG", "PNG", "WEBP", "BMP"):
-            turned = name in ("exif_orientation_6.jpg", "exif_orientation_8.jpg")
-            sides = (told["width"], told["height"]) if turned else (told["height"], told["width"])
-            assert decode(folder / name).shape == (*sides, 3), name
-        else:
-            with pytest.raises(TrainingError, match="Cannot read"):
-                decode(folder / name)
-    reference = decode(folder / "exif_none.jpg").astype(int)
-    for orientation in (3, 6, 8):
-        # Compressed anew after turning: alike, not equal.
-        assert np.abs(decode(folder / f"exif_orientation_{orientation}.jpg") - reference).mean() < 6
-    np.testing.assert_array_equal(decode(folder / "gray16.png"), decode(folder / "gray8.png"))
 
 
 def test_a_small_image_lies_in_the_top_left_of_the_canvas(picture):
