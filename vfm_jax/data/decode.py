@@ -20,18 +20,20 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.formats import EXTENSIONS, FORMATS, image_kind, read_header
 from vfm_jax.data.header import Header, upright
+from vfm_jax.data.jpeg import decode_jpeg
 
 __all__ = [
     "DTYPES",
     "EXTENSIONS",
-    "File",
     "MAX_BYTES",
     "MAX_CHANNELS",
     "MAX_PIXELS",
+    "File",
     "Picture",
     "Reading",
     "canvas_shape",
     "checked_range",
+    "contents_of",
     "decode",
     "fit_canvas",
     "image_kind",
@@ -61,6 +63,7 @@ def decode(
     value_range: tuple[float, float] | None = None,
     dtype: str = "uint8",
     min_size: int = 1,
+    reduced: int = 1,
 ) -> Shaped[np.ndarray, "h w c"]:
     """The picture in a file, upright.
 
@@ -80,19 +83,23 @@ def decode(
         value_range: the file's own values that become the ends of `dtype`'s range; what is beyond them is clipped.
         dtype: of the result, a name in `DTYPES`.
         min_size: pixels of the shorter side, at least.
+        reduced: 1; of a JPEG, 2, 4 or 8 too: each side so many times smaller, as `jpeg.decode_jpeg` has it.
 
     Raises:
         BadSample: the file cannot be read in full, or is not as asked; names file and reason. NaN and infinity are
             refused too: which number they stand for is not ours to guess.
     """
     name = name or (f"an image of {len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
-    content = file if isinstance(file, bytes) else _content(file, name)
+    content = file if isinstance(file, bytes) else contents_of(file, name)
     kind, header = read_header(content, name)
     _check(header, name, channels, max_pixels, min_size)
     if value_range is None and header.dtype.kind != "f" and header.dtype not in (np.uint8, np.uint16):
         raise _without_range(f"{header.dtype} values", name)
     try:
-        pixels = FORMATS[kind].pixels(content, header, name)
+        if reduced == 1:
+            pixels = FORMATS[kind].pixels(content, header, name)
+        else:
+            pixels = decode_jpeg(content, header.own, name, reduced)
     except BadSample:
         raise
     except Exception as error:  # the libraries raise OSError, SyntaxError, struct.error, EOFError, ... on damage
@@ -103,7 +110,12 @@ def decode(
     return _with_dtype(pixels, name, value_range, dtype)
 
 
-def _content(file: str | os.PathLike[str], name: str) -> bytes:
+def contents_of(file: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        BadSample: there is none, it is larger than `MAX_BYTES`, or the storage fails.
+    """
     try:
         with open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size
@@ -301,7 +313,7 @@ def fit_canvas(
     scale = min(1.0, canvas[0] / height, canvas[1] / width)
     if scale < 1:
         height, width = max(1, round(height * scale)), max(1, round(width * scale))
-        image = _shrink(image, height, width)
+        image = shrink(image, height, width)
     if (height, width) == tuple(canvas):
         out = image
     else:
@@ -310,7 +322,8 @@ def fit_canvas(
     return out, np.array([height, width], np.int32)
 
 
-def _shrink(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "H W c"]:
+def shrink(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "H W c"]:
+    """The image at a smaller height and width, each pixel the mean of the area that it covers."""
     groups = [
         cv2.resize(np.ascontiguousarray(image[..., first : first + 4]), (width, height), interpolation=cv2.INTER_AREA)
         for first in range(0, image.shape[-1], 4)  # OpenCV resizes four channels at most
