@@ -107,7 +107,7 @@ def decode(
         reason = "truncated" if "truncated" in message else "corrupt"
         raise BadSample(name, reason, message) from error
     pixels = upright(_with_channels(pixels, header, channels), header.orientation)
-    return _with_dtype(pixels, name, value_range, dtype)
+    return np.ascontiguousarray(_with_dtype(pixels, name, value_range, dtype))
 
 
 def contents_of(file: str | os.PathLike[str], name: str) -> bytes:
@@ -155,7 +155,7 @@ def _with_channels(pixels: Shaped[np.ndarray, "h w c"], header: Header, channels
         return pixels
     colours = pixels[..., : header.channels - header.has_alpha]
     if colours.shape[-1] == channels:
-        return np.ascontiguousarray(colours)
+        return colours
     if channels == 3:
         return np.repeat(colours, 3, axis=-1)
     if colours.dtype == np.uint8:

@@ -61,4 +61,4 @@ def upright(pixels: Shaped[np.ndarray, "h w c"], orientation: int) -> Shaped[np.
         pixels = pixels.transpose(1, 0, 2)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return np.ascontiguousarray(pixels[::rows, ::columns])
+    return pixels[::rows, ::columns]

@@ -101,8 +101,8 @@ def npy_header(content: bytes, name: str) -> Header:
     if dtype.hasobject or dtype.kind not in "uif" or len(shape) not in (2, 3) or not all(shape):
         raise BadSample(name, "unsupported", f"an array of {dtype} {shape}; expected numbers (h, w) or (h, w, c)")
     height, width, channels = (*shape, 1)[:3]
-    own = (opened.tell(), shape, fortran_order)
-    return Header(height, width, channels, False, dtype, own=own)
+    own = (opened.tell(), dtype, shape, fortran_order)
+    return Header(height, width, channels, False, dtype.newbyteorder("="), own=own)
 
 
 def decode_npy(content: bytes, header: Header, name: str) -> Shaped[np.ndarray, "h w c"]:
@@ -111,9 +111,9 @@ def decode_npy(content: bytes, header: Header, name: str) -> Shaped[np.ndarray, 
     Raises:
         BadSample: there are fewer.
     """
-    first, shape, fortran_order = header.own
-    values = _values(content, header.dtype, first, math.prod(shape), name)
+    first, dtype, shape, fortran_order = header.own
+    values = _values(content, dtype, first, math.prod(shape), name)
     array = values.reshape(shape, order="F" if fortran_order else "C").reshape(
         header.height, header.width, header.channels
     )
-    return array.astype(header.dtype.newbyteorder("="))
+    return array.astype(header.dtype)

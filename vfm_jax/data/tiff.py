@@ -82,6 +82,7 @@ def tiff_header(content: bytes, name: str = "a TIFF") -> Header:
     alone = photometric == _RGB or (gray and extra[:1] in ((1,), (2,)))
     has_alpha = alone and samples == _COLOUR_SAMPLES[photometric] + 1
     is_picture = bits in (1, 2, 4, 8) and sample_format == 1 and (samples == colours or has_alpha)
+    is_picture &= not (tags["is_big"] and bits == 8 and (gray or photometric == _RGB))  # of which Pillow warns
     if is_picture:
         channels, dtype = (1 if gray else 3) + has_alpha, np.dtype(np.uint8)
     else:
@@ -106,7 +107,7 @@ def _first_directory(content: bytes) -> dict[str, tuple[int, ...]]:
     (entries,) = struct.unpack_from(order + count, content, place)
     place += struct.calcsize(order + count)
     inline = struct.calcsize(offset)
-    found = {}
+    found: dict[str, tuple[int, ...]] = {"is_big": (1,) if big else ()}
     for entry in range(min(entries, _MAX_ENTRIES)):
         first = place + entry * (4 + 2 * inline)
         tag, kind, number = struct.unpack_from(f"{order}HH{offset}", content, first)
