@@ -40,7 +40,6 @@ __all__ = [
     "on_canvas",
     "read_header",
     "reading",
-    "shrink",
 ]
 
 MAX_CHANNELS = 16
@@ -313,7 +312,7 @@ def fit_canvas(
     scale = min(1.0, canvas[0] / height, canvas[1] / width)
     if scale < 1:
         height, width = max(1, round(height * scale)), max(1, round(width * scale))
-        image = shrink(image, height, width)
+        image = _shrink(image, height, width)
     if (height, width) == tuple(canvas):
         out = image
     else:
@@ -322,8 +321,7 @@ def fit_canvas(
     return out, np.array([height, width], np.int32)
 
 
-def shrink(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "H W c"]:
-    """The image at a smaller height and width, each pixel the mean of the area that it covers."""
+def _shrink(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "H W c"]:
     groups = [
         cv2.resize(np.ascontiguousarray(image[..., first : first + 4]), (width, height), interpolation=cv2.INTER_AREA)
         for first in range(0, image.shape[-1], 4)  # OpenCV resizes four channels at most
