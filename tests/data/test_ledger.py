@@ -7,7 +7,7 @@ import pytest
 
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.data.bad import REASONS, BadSample
-from vfm_jax.data.ledger import Ledger, Tally, count_reasons, summary
+from vfm_jax.data.ledger import Ledger, Tally, bad_samples, count_reasons
 from vfm_jax.data.pipeline import train_batches
 
 
@@ -60,7 +60,8 @@ def test_each_record_is_a_line_once_however_often_it_is_met(tmp_path):
         for i, example in ((1, 0), (5, 4), (6, 4))
     ]
     assert source.reads.sum() == 3  # each once more, for the detail
-    assert said == [f"Left out: 1.png: found nothing of use in 1 (empty). All are listed in {file}."]
+    assert said[0] == "Left out: 1.png: found nothing of use in 1 (empty)."
+    assert said[2].endswith(f"(truncated). Others are listed in {file}.")
 
 
 def test_nothing_is_written_twice_after_a_crash_that_cut_a_line(tmp_path):
@@ -77,10 +78,10 @@ def test_a_record_that_two_parts_share_counts_once(tmp_path):
     source = Source(1000, BAD)
     for name, part in (("bad_samples.jsonl", "train"), ("bad_samples.1.jsonl", "eval train")):
         _tally(source, Ledger(tmp_path / name), part=part).take(_batch([1, 5, 6, 0], source))
-    found = summary(tmp_path)
+    found = bad_samples(tmp_path)
     assert found["reasons"] == {"truncated": 2, "empty": 1}
     assert [row["name"] for row in found["records"]] == ["1.png", "5.png", "6.png"]
-    assert summary(tmp_path / "elsewhere") == {}
+    assert bad_samples(tmp_path / "elsewhere") == {}
 
 
 def test_reasons_are_counted_the_most_frequent_first():

@@ -214,10 +214,15 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(kind):
         kind(CountingSource(9), batch_size=2, process_count=4, **options)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"threads": 0}, {"start_step": -1}])
-def test_wrong_numbers_are_refused(wrong):
-    with pytest.raises(UserError, match="workers is .* threads is .* first step"):
-        train_batches(CountingSource(9), batch_size=3, seed=0, **wrong)
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [("workers", -1), ("workers", None), ("threads", 0), ("threads", 1.5), ("repeats", 0), ("repeats", True)],
+)
+def test_wrong_numbers_are_refused(field, wrong):
+    with pytest.raises(UserError, match=rf"config\.data\.{field} is {wrong}; expected a whole number, . or more"):
+        train_batches(CountingSource(9), batch_size=3, seed=0, **{field: wrong})
+    with pytest.raises(UserError, match="first step is -1"):
+        train_batches(CountingSource(9), batch_size=3, seed=0, start_step=-1)
 
 
 def test_an_unreadable_record_is_named():
@@ -319,12 +324,6 @@ def test_repeats_stand_in_a_row_with_another_draw_each(repeats):
     assert len(set(zip(index.tolist(), draw.tolist(), strict=True))) == len(index)  # no two are augmented alike
     plain = np.concatenate([b["index"] for b in _take(train_batches(CountingSource(11), batch_size=6, seed=1), 6)])
     np.testing.assert_array_equal(index[::repeats], plain[: len(index[::repeats])])
-
-
-@pytest.mark.parametrize("repeats", [0, 1.5, True])
-def test_repeats_that_are_no_count_are_refused(repeats):
-    with pytest.raises(UserError, match="repeats is"):
-        train_batches(CountingSource(9), batch_size=3, seed=0, repeats=repeats)
 
 
 def test_further_fields_of_a_source_pass_through():

@@ -6,6 +6,7 @@ examples the run had read before the batch in which it was first due (null in ev
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.errors import TrainingError
 from vfm_jax.data.bad import REASONS, BadSample
 from vfm_jax.data.sources import Source
 
 FILE = "bad_samples.jsonl"
 MAX_BAD_RATIO = 0.01
 _NAMED = 5  # records named in a message
+_SAID = 3  # records that the terminal hears of
 _LISTED = 20  # records in a summary
 _JUDGED_FROM = 1000  # examples; of fewer, a share says little
 _DEVIATIONS = 5.0  # of a share of them, until it counts as above the limit
@@ -41,10 +43,10 @@ class Ledger:
 
         Args:
             path: a file of JSON lines, begun with the first record; None keeps the rows in memory alone.
-            say: told of the first record that this process finds.
+            say: told of the first records that this process finds.
         """
         self.path = None if path is None else pathlib.Path(path)
-        self._say = say
+        self._say, self._said = say, 0
         self._lock = threading.Lock()  # training's batches are made in another thread than evaluation's
         self._rows = {_key(row): row for row in _read_rows(self.path)} if self.path else {}
 
@@ -61,10 +63,11 @@ class Ledger:
             self._rows[_key(row)] = row
             if self.path is not None:
                 _append(self.path, row)
-            if self._say is not None:
-                where = f" All are listed in {self.path}." if self.path else ""
-                self._say(f"Left out: {row['name']}: {row['detail']} ({row['reason']}).{where}")
-                self._say = None
+            if self._say is not None and self._said < _SAID:
+                self._said += 1
+                others = f" Others are listed in {self.path}." if self.path else " Others are not named."
+                more = others if self._said == _SAID else ""
+                self._say(f"Left out: {row['name']}: {row['detail']} ({row['reason']}).{more}")
 
 
 class Tally:
@@ -84,9 +87,6 @@ class Tally:
         examples_per_batch: that each batch adds.
         records_per_example: distinct records that this process reads for each of those in the first epoch: 1, less
             where it repeats them or is one of several.
-
-    Raises:
-        UserError: a ratio outside [0, 1].
     """
 
     def __init__(
@@ -101,8 +101,6 @@ class Tally:
         examples_per_batch: int = 0,
         records_per_example: float = 1.0,
     ):
-        if isinstance(max_bad_ratio, bool) or not 0 <= max_bad_ratio <= 1:
-            raise UserError(f"config.data.max_bad_ratio is {max_bad_ratio!r}; expected a share, from 0 (none) to 1.")
         self._source, self._ledger, self._part, self._stage = source, ledger, part, stage
         self._max_bad_ratio = max_bad_ratio
         self._examples, self._examples_per_batch = examples, examples_per_batch
@@ -176,7 +174,7 @@ def count_reasons(rows: Iterable[Row]) -> dict[str, int]:
     return dict(collections.Counter(named.values()).most_common())
 
 
-def summary(directory: pathlib.Path) -> dict[str, Any]:
+def bad_samples(directory: pathlib.Path) -> dict[str, Any]:
     """What the ledgers in a run's folder say, one per process: counts per reason, and the first records.
 
     Empty where there is none.
@@ -200,7 +198,11 @@ def _read_rows(path: pathlib.Path) -> list[Row]:
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         path.write_bytes(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    for line in whole.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a full disk cuts lines short in the middle of the file too
+            rows.append(json.loads(line))
+    return rows
 
 
 def _append(path: pathlib.Path, row: Row) -> None:

@@ -142,8 +142,9 @@ def train_batches(
         TrainingError: from `next`: too many records are bad, reading one failed in another way (names it), or a
             worker was killed.
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise UserError(f"config.data.repeats is {repeats!r}; expected a whole number, one or more.")
+    check_loader(workers=workers, threads=threads, repeats=repeats, max_bad_ratio=max_bad_ratio)
+    if start_step < 0:
+        raise UserError(f"The first step is {start_step}; expected 0 or more.")
     order = TrainingOrder(len(source), seed, stage, repeats)
     reader = _reader(source, order, batch_size, process_index, process_count)
     tally = Tally(
@@ -157,6 +158,22 @@ def train_batches(
         records_per_example=1 / (repeats * process_count),
     )
     return _batches(reader, tally, start_step, None, workers, threads)
+
+
+def check_loader(*, workers: int = 0, threads: int | None = None, repeats: int = 1, max_bad_ratio: float) -> None:
+    """Refuses numbers that `train_batches` cannot use, before any work is done.
+
+    Raises:
+        UserError: naming the field.
+    """
+    counts = [("workers", workers, 0), ("repeats", repeats, 1)] + (
+        [] if threads is None else [("threads", threads, 1)]
+    )
+    for field, value, least in counts:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"config.data.{field} is {value!r}; expected a whole number, {least} or more.")
+    if isinstance(max_bad_ratio, bool) or not 0 <= max_bad_ratio <= 1:
+        raise UserError(f"config.data.max_bad_ratio is {max_bad_ratio!r}; expected a share, from 0 (none) to 1.")
 
 
 def eval_batches(
@@ -187,6 +204,7 @@ def eval_batches(
         UserError: the batch does not divide over the processes.
         TrainingError: as `train_batches`.
     """
+    check_loader(workers=workers, threads=threads, max_bad_ratio=max_bad_ratio)
     order = EvaluationOrder(len(source), limit)
     reader = _reader(source, order, batch_size, process_index, process_count)
     ledger = Ledger() if ledger is None else ledger
@@ -231,9 +249,9 @@ class _Reader:
     def _examples(self, wanted: np.ndarray, epoch: np.ndarray, valid: np.ndarray) -> tuple[HostBatch, np.ndarray]:
         """The records of a part, or those in their place, and why (int8): 0, or 1 + the place in `REASONS`."""
         bad = np.zeros(len(wanted), np.int8)
-        if hasattr(self.source, "__getitems__"):
+        if (read_many := getattr(self.source, "__getitems__", None)) is not None:
             try:
-                return self.source.__getitems__(wanted), bad
+                return read_many(wanted), bad
             except BadSample:  # which of them it is shows when they are read one by one
                 pass
         examples: list[HostBatch | None] = []
@@ -317,11 +335,6 @@ def _batches(
     reader: _Reader, tally: Tally, start: int, stop: int | None, workers: int, threads: int | None
 ) -> HostBatches:
     """Batches number `start` to `stop`, or without end."""
-    if workers < 0 or (threads is not None and threads < 1) or start < 0:
-        raise UserError(
-            f"config.data: workers is {workers} (0 or more), threads is {threads} (1 or more), and the first step is "
-            f"{start} (0 or more)."
-        )
     import grain
 
     parts = reader.num_parts
