@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,18 +15,14 @@ from vfm_jax.data.sources.storage import files_of, is_url, read_range, shown
 from vfm_jax.data.sources.tar_index import index_of
 
 
-class Folder:
-    """The files below a folder, by their paths in it."""
+class Paths:
+    """Files by their paths from a folder, wherever they lie."""
 
-    def __init__(self, root: pathlib.Path):
-        """Takes the folder; hidden files and folders are passed over."""
+    problems: tuple[str, ...] = ()
+
+    def __init__(self, root: str):
+        """Takes the folder that relative paths start from."""
         self._root = root
-        self.problems: tuple[str, ...] = ()
-        self.names: list[str] = []
-        for place, folders, files in os.walk(root, followlinks=False):
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            inside = os.path.relpath(place, root)
-            self.names += [os.path.normpath(os.path.join(inside, n)) for n in sorted(files) if not n.startswith(".")]
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -36,14 +31,28 @@ class Folder:
             BadSample: they cannot be read.
         """
         try:
-            return (self._root / name).read_bytes()
+            with open(self.describe(name), "rb") as opened:
+                return opened.read()
         except FileNotFoundError as error:
             raise BadSample(self.describe(name), "missing", "no such file") from error
-        except OSError as error:
-            raise BadSample(self.describe(name), "unreadable", error.strerror or str(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise BadSample(self.describe(name), "unreadable", str(error)) from error
 
     def describe(self, name: str = "") -> str:
-        return str(self._root / name)
+        return os.path.join(self._root, name) if name else self._root
+
+
+class Folder(Paths):
+    """The files below a folder, by their paths in it."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        """Takes the folder; hidden files and folders are passed over."""
+        super().__init__(os.fspath(root))
+        self.names: list[str] = []
+        for place, folders, files in os.walk(root, followlinks=False):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            inside = os.path.relpath(place, root)
+            self.names += [os.path.normpath(os.path.join(inside, n)) for n in sorted(files) if not n.startswith(".")]
 
 
 class Shards:
@@ -53,7 +62,8 @@ class Shards:
 
     Attributes:
         names: of the members, as they come.
-        tars: number of the tar of each (int32).
+        inside: what they are called in their tars.
+        tars: path of the tar of each.
         labels: member -> what it says, for a small KEY.cls.
         problems: what was passed over.
     """
@@ -64,20 +74,23 @@ class Shards:
         Raises:
             UserError: a file that is no plain tar, or is cut off.
         """
-        self._paths = list(tars)
         with ThreadPoolExecutor(16) as pool:
-            indices = list(pool.map(index_of, self._paths))
-        above = len(os.path.commonpath([os.path.dirname(path) for path in self._paths])) if len(tars) > 1 else 0
+            indices = list(pool.map(index_of, tars))
+        above = len(os.path.commonpath([os.path.dirname(path) for path in tars])) if len(tars) > 1 else 0
         self.names: list[str] = []
+        self.inside: list[str] = []
+        self.tars: list[str] = []
         self.labels: dict[str, str] = {}
-        for path, index in zip(self._paths, indices, strict=True):
+        for path, index in zip(tars, indices, strict=True):
             before = f"{os.path.splitext(path[above:].lstrip('/'))[0]}/" if len(tars) > 1 else ""
+            self.inside += [member.name for member in index.members]
             self.names += [f"{before}{member.name}" for member in index.members]
+            self.tars += [path] * len(index.members)
             self.labels |= {f"{before}{m.name}": m.label for m in index.members if m.label is not None}
         self.problems = tuple(line for index in indices for line in index.problems)
-        self.tars = np.repeat(np.arange(len(indices), dtype=np.int32), [len(index.members) for index in indices])
         places = [(member.first, member.size) for index in indices for member in index.members]
         self._places = np.array(places, np.int64).reshape(-1, 2)
+        self._described = shown(tars[0] if len(tars) == 1 else os.path.dirname(tars[0]))
         self._rows = {name: row for row, name in enumerate(self.names)}
 
     def read(self, name: str) -> bytes:
@@ -89,7 +102,7 @@ class Shards:
         row = self._rows[name]
         first, size = map(int, self._places[row])
         try:
-            content = read_range(self._paths[self.tars[row]], first, size)
+            content = read_range(self.tars[row], first, size)
         except FileNotFoundError as error:
             raise BadSample(self.describe(name), "missing", "the tar file is no longer there") from error
         except OSError as error:
@@ -100,8 +113,8 @@ class Shards:
 
     def describe(self, name: str = "") -> str:
         if not name:
-            return shown(self._paths[0] if len(self._paths) == 1 else os.path.dirname(self._paths[0]))
-        return f"{shown(self._paths[self.tars[self._rows[name]]])}, {name}"
+            return self._described
+        return f"{shown(self.tars[self._rows[name]])}, {name}"
 
 
 Files = Folder | Shards

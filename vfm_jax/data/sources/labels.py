@@ -96,17 +96,12 @@ def _as_id(value: Any) -> int | None:
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
-def folder_classes(names: Sequence[str], described: str) -> tuple[list[str | None], list[str | None]]:
+def folder_classes(names: Sequence[str]) -> tuple[list[str | None], list[str | None]]:
     """The split and the class of each file by the folders in its path, None where it has none.
 
     Folders that all files share at the top mean nothing; then a folder named as a split is one; the next is the
     class.
-
-    Raises:
-        UserError: some files lie in class folders, and others beside these.
     """
-    if not names:
-        return [], []
     parts = [name.split("/")[:-1] for name in names]
     shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False)))
     while shared and parts[0][shared - 1].lower() in SPLIT_NAMES:
@@ -115,7 +110,4 @@ def folder_classes(names: Sequence[str], described: str) -> tuple[list[str | Non
     splits = [one[0] if one and one[0].lower() in SPLIT_NAMES else None for one in parts]
     rest = [one if split is None else one[1:] for one, split in zip(parts, splits, strict=True)]
     classes = [one[0] if one else None for one in rest]
-    loose = classes.count(None)
-    if 0 < loose < len(classes):
-        raise UserError(f"{loose} of {len(names)} images in {described} lie in no class folder, and others do.")
     return splits, classes
