@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vfm_jax.data.sources import arrays, embedded, folder, pairs, tfds
+from vfm_jax.data.sources import arrays, embedded, folder, pairs, table, tars, tfds
 
 
 class Source(Protocol):
@@ -63,5 +63,7 @@ SOURCES = {
     "pairs": pairs.pairs,
     "photo_pairs": embedded.photo_pairs,
     "photos": embedded.photos,
+    "table": table.table,
+    "tars": tars.tars,
     "tfds": tfds.tfds,
 }
