@@ -7,8 +7,8 @@ and whatever cannot be read in full is a `BadSample` that names the file and say
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 import re
+from collections.abc import Callable
 from typing import Any
 
 import cv2
