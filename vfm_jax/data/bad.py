@@ -6,7 +6,7 @@ REASONS = (
     "missing",  # the file or the member is no longer there
     "empty",  # no bytes
     "not_an_image",  # another kind of file under an image's name: a web page, text, an archive
-    "unsupported",  # an image of a kind that is not read: a format off the allow-list, a sample type without a meaning
+    "unsupported",  # an image of a kind that is not read: a format off the allow-list, values without a meaning
     "truncated",  # the file ends before the picture does
     "corrupt",  # damaged data inside
     "too_large",  # more pixels, or bytes, than the limit; known from the header, before decoding
