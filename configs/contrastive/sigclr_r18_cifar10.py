@@ -5,8 +5,8 @@
 No figure to reach: encoder, projector, views, optimizer and schedule are those of SimCLR on CIFAR-10
 (simclr_r18_cifar10.py), so that the two losses can be compared. The inverse temperature of 10 and the bias of -10 at
 the start are SigLIP's (Zhai et al., 2023, arXiv:2303.15343, Sec. 3.2); that the first stays and the second is learned
-is the paper's. With --config.objective.positives=label the positives are all images of a class. The argument "tiny" is
-the method at toy size.
+is the paper's. With --config.objective.positives=label the positives are all images of a class. The argument "tiny"
+is the method at toy size.
 """
 
 import ml_collections
