@@ -73,11 +73,6 @@ MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
 # Of `config.data`, for the pipeline: data.pipeline.train_batches.
-HOLDING = {
-    "crop": None,
-    "cache": None,
-    "resident": None,
-}  # of `config.data`: what is made of a source's images, and where
 LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
 # Of `config.data` too: what is made of a source's images, and where they are held.
 HOLDING = {"crop": None, "cache": None, "resident": None}
