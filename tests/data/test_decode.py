@@ -15,7 +15,7 @@ from PIL import Image
 
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import FORMATS, canvas_shape, decode, fit_canvas, image_kind, read_header
+from vfm_jax.data.decode import FORMATS, canvas_shape, decode, fit_canvas, image_kind, read_header, reading
 from vfm_jax.data.jpeg import decode_jpeg, jpeg_header
 
 
