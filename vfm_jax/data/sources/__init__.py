@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vfm_jax.data.sources import arrays, embedded, folder, pairs, tfds
+from vfm_jax.data.sources import arrays, embedded, folder, pairs, table, tars, tfds
 
 
 class Source(Protocol):
@@ -35,6 +35,11 @@ class Source(Protocol):
         image_dtype: of the canvas: uint8, uint16 or float32; a source without the attribute has uint8.
 
     A record that cannot be used raises `data.bad.BadSample`; what becomes of it is the pipeline's to say.
+
+    A source whose records are image files may have `read(index, picture)`: the same example, with `image` and `size`
+    as `picture(reading, contents, name)` makes them (`data.decode.Picture`). It is what a crop on the host and the
+    cache ask for; a cache takes the name for the file's path, or for an archive's and the member's after a comma. A
+    source whose examples differ from epoch to epoch has `drawn(index, epoch)`, which the pipeline then takes.
 
     A source with texts has two more: `text_shape`, the t and l of its texts, and their `tokenizer`.
     """
@@ -58,5 +63,7 @@ SOURCES = {
     "pairs": pairs.pairs,
     "photo_pairs": embedded.photo_pairs,
     "photos": embedded.photos,
+    "table": table.table,
+    "tars": tars.tars,
     "tfds": tfds.tfds,
 }
