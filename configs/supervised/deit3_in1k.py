@@ -6,8 +6,9 @@
 
 Sizes: s16 (trained at 224), b16, l16, h14 (at 160). Each has "finetune_SIZE_224" (not s16) and "finetune_SIZE_384"
 (not h14). To reach: 81.4 (S), 83.8 (B), 84.9 (L), 85.2 % (H) top-1. Not yet run by us.
-It follows the authors' commands; LAMB's gradient clipping at norm 1 is apex's. Left out: repeated augmentation, three
-copies of an image in a batch, which needs a sampler that we do not have. Mixing is drawn once for a batch.
+It follows the authors' commands; LAMB's gradient clipping at norm 1 is apex's. In pretraining each image stands in a
+batch three times, differently augmented; an epoch is as many examples as there are images, a third of them different.
+Mixing is drawn once for a batch.
 """
 
 import ml_collections
@@ -59,6 +60,7 @@ def _pretrain(size: str) -> ml_collections.ConfigDict:
     c.title = f"DeiT III ViT-{variant} on ImageNet-1k"
     c.total_epochs = 800
     c.data.batch_size = 2048
+    c.data.repeats = 3
 
     c.views = dict(image=dict(ops=(
         dict(name="random_resized_crop", size=pixels, scale=(0.08, 1.0), interpolation="bicubic"),
