@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,14 +28,14 @@ from vfm_jax.data.bad import REASONS, BadSample
 from vfm_jax.data.decode import FORMATS
 from vfm_jax.data.order import EvaluationOrder
 from vfm_jax.data.sources import Source
-from vfm_jax.data.statistics import Moments, moments, no_moments, stacked
+from vfm_jax.data.statistics import MOMENTS, Moments, moments, no_moments
 
 THUMB = (8, 9)  # height and width: 8 x 8 differences between neighbours
 _FORMAT = 1  # of the file; another number is another file
 _CHUNK = 256  # records handed to the threads at a time: what Ctrl-C waits for
 _SAVE_SECONDS = 60.0
 _PASSING = ("missing", "unreadable")  # may be otherwise the next time, whatever the file's date says
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _TURNED = 5  # EXIF orientations from this one on exchange height and width
 _ORIENTATION = 0x0112
 
@@ -76,6 +76,8 @@ class Index:
 
 
 class _Record(NamedTuple):
+    """What reading one record gives; fields of `Index`."""
+
     digest: bytes
     thumb: UInt8[np.ndarray, "8 9"]
     size: tuple[int, int]
@@ -84,6 +86,46 @@ class _Record(NamedTuple):
     reason: int
     detail: str
     moments: Moments
+
+
+class _Columns:
+    """An index in the making: arrays of n rows, filled one by one; a million records take 0.3 GB."""
+
+    def __init__(self, num_rows: int, channels: int):
+        self.filled = np.zeros(num_rows, np.bool_)
+        self.details: dict[int, str] = {}
+        self.arrays = {
+            "digest": np.zeros((num_rows, 16), np.uint8),
+            "thumb": np.zeros((num_rows, *THUMB), np.uint8),
+            "size": np.zeros((num_rows, 2), np.int32),
+            "file_size": np.zeros((num_rows, 2), np.int32),
+            "label": np.zeros(num_rows, np.int32),
+            "reason": np.zeros(num_rows, np.int8),
+        } | {f"moments_{name}": np.zeros((num_rows, channels), kind) for name, kind in MOMENTS.items()}
+
+    def put(self, i: int, record: _Record) -> None:
+        self.filled[i] = True
+        for name in ("thumb", "size", "file_size", "label", "reason"):
+            self.arrays[name][i] = getattr(record, name)
+        self.arrays["digest"][i] = np.frombuffer(record.digest, np.uint8)
+        for name, value in record.moments._asdict().items():
+            self.arrays[f"moments_{name}"][i] = value
+        if record.reason:
+            self.details[i] = record.detail
+
+    def take(self, here: np.ndarray, other: "_Columns", there: np.ndarray) -> None:
+        """Copies the rows `there` of another index to the rows `here`."""
+        self.filled[here] = True
+        for name, values in self.arrays.items():
+            values[here] = other.arrays[name][there]
+        self.details |= {
+            int(i): other.details[int(j)] for i, j in zip(here, there, strict=True) if int(j) in other.details
+        }
+
+    def finish(self, rows: np.ndarray, num_read: int) -> Index:
+        columns = {name: values for name, values in self.arrays.items() if not name.startswith("moments_")}
+        measured = Moments(**{name: self.arrays[f"moments_{name}"] for name in MOMENTS})
+        return Index(rows=rows, details=self.details, moments=measured, num_read=num_read, **columns)
 
 
 def make_index(
@@ -111,9 +153,9 @@ def make_index(
     rows = order.rows(0, len(order))[0]
     cache = _Cache(source, described, say)
     keys = cache.keys([source.name(int(row)) for row in rows])
-    known = cache.load()
-    records: list[_Record | None] = [known.get(key) if key else None for key in keys]
-    missing = [i for i, record in enumerate(records) if record is None]
+    columns = _Columns(len(rows), source.image_shape[2])
+    cache.load(keys, columns)
+    missing = np.flatnonzero(~columns.filled)
     done, saved_at = len(rows) - len(missing), time.monotonic()
     on_progress(done, len(rows))
     try:
@@ -121,17 +163,16 @@ def make_index(
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
                 for i, record in zip(chunk, pool.map(lambda i: _read(source, int(rows[i])), chunk), strict=True):
-                    records[i] = record
+                    columns.put(int(i), record)
                     done += 1
                     on_progress(done, len(rows))
                 if time.monotonic() - saved_at > _SAVE_SECONDS:
-                    cache.save(keys, records)
+                    cache.save(keys, columns)
                     saved_at = time.monotonic()
     finally:
-        if missing:
-            cache.save(keys, records)
-    finished = [record for record in records if record is not None]
-    index = _columns(finished, rows, source.image_shape[2], len(missing))
+        if len(missing):
+            cache.save(keys, columns)
+    index = columns.finish(rows, len(missing))
     labels = getattr(source, "labels", None)  # a list of classes may have changed where the pictures did not
     return index if labels is None else dataclasses.replace(index, label=np.asarray(labels, np.int32)[rows])
 
@@ -173,44 +214,6 @@ def _size_in_file(name: str) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _columns(records: Sequence[_Record], rows: np.ndarray, channels: int, num_read: int) -> Index:
-    def column(values: Iterable[Any], dtype: Any, *shape: int) -> np.ndarray:
-        return np.array(list(values), dtype).reshape(len(records), *shape)
-
-    details = {i: record.detail for i, record in enumerate(records) if record.reason}
-    measured = stacked([r.moments for r in records]) if records else Moments(*np.zeros((6, 0, channels)))
-    return Index(
-        rows=rows,
-        digest=np.frombuffer(b"".join(r.digest for r in records), np.uint8).reshape(-1, 16),
-        thumb=column((r.thumb for r in records), np.uint8, *THUMB),
-        size=column((r.size for r in records), np.int32, 2),
-        file_size=column((r.file_size for r in records), np.int32, 2),
-        label=column((r.label for r in records), np.int32),
-        reason=column((r.reason for r in records), np.int8),
-        details=details,
-        moments=measured,
-        num_read=num_read,
-    )
-
-
-def _rows_of(index: Index) -> list[_Record]:
-    """The records that an index was made of."""
-    fields = zip(*(field for field in index.moments), strict=True)
-    return [
-        _Record(
-            index.digest[i].tobytes(),
-            index.thumb[i],
-            (int(index.size[i, 0]), int(index.size[i, 1])),
-            (int(index.file_size[i, 0]), int(index.file_size[i, 1])),
-            int(index.label[i]),
-            int(index.reason[i]),
-            index.details.get(i, ""),
-            Moments(*measured),
-        )
-        for i, measured in enumerate(fields)
-    ]
-
-
 class _Cache:
     """The records of a source by the state of their files, in one file."""
 
@@ -234,45 +237,42 @@ class _Cache:
         states: dict[str, str | None] = {}
         return [None if self.file is None else _key(name, states) for name in names]
 
-    def load(self) -> dict[bytes, _Record]:
-        """What is there; a file that cannot be read in full counts as none, and is said."""
+    def load(self, keys: Sequence[bytes | None], columns: _Columns) -> None:
+        """Fills in the records that are there; a file that cannot be read in full counts as none, and is said."""
         if self.file is None or not self.file.exists():
-            return {}
+            return
         try:
             with open(self.file, "rb") as opened, np.load(opened, allow_pickle=False) as members:
-                arrays = {name: members[name] for name in members.files}
-            details = {int(i): str(text) for i, text in json.loads(bytes(arrays["details"])).items()}
-            measured = Moments(*arrays["moments"])
-            measured = measured._replace(
-                **{n: getattr(measured, n).astype(np.int64) for n in ("count", "not_finite")}
-            )
-            columns = {n: arrays[n] for n in ("rows", "digest", "thumb", "size", "file_size", "label", "reason")}
-            index = Index(details=details, moments=measured, num_read=0, **columns)
-            return dict(zip((key.tobytes() for key in arrays["key"]), _rows_of(index), strict=True))
+                stored = {name: members[name] for name in members.files}
+            places = {key.tobytes(): i for i, key in enumerate(stored["key"])}
+            kept = _Columns(len(places), self._channels)
+            kept.arrays = {name: stored[name] for name in kept.arrays}
+            kept.details = {int(i): str(text) for i, text in json.loads(stored["details"].tobytes()).items()}
+            found = [(i, places[key]) for i, key in enumerate(keys) if key in places]
+            here, there = np.array(found, np.int64).reshape(-1, 2).T
+            columns.take(here, kept, there)
         except _DAMAGE as error:
+            columns.filled[:] = False
+            columns.details.clear()
             self._say(f"The index in {self.file} is damaged ({error or type(error).__name__}); it is made anew.")
-            return {}
 
-    def save(self, keys: Sequence[bytes | None], records: Sequence[_Record | None]) -> None:
+    def save(self, keys: Sequence[bytes | None], columns: _Columns) -> None:
         """Writes beside the file and renames, so that no reader ever sees a part."""
-        kept = {
-            key: record
-            for key, record in zip(keys, records, strict=True)
-            if key and record and not (record.reason and REASONS[record.reason - 1] in _PASSING)
-        }
-        if self.file is None or not kept:
+        passing = np.isin(columns.arrays["reason"], [1 + REASONS.index(reason) for reason in _PASSING])
+        known = np.array([key is not None for key in keys], np.bool_)
+        rows = np.flatnonzero(columns.filled & known & ~passing)
+        if self.file is None or not len(rows):
             return
-        index = _columns(list(kept.values()), np.arange(len(kept)), self._channels, 0)
-        columns = {n: getattr(index, n) for n in ("rows", "digest", "thumb", "size", "file_size", "label", "reason")}
-        columns["key"] = np.frombuffer(b"".join(kept), np.uint8).reshape(-1, 16)
-        columns["moments"] = np.stack([field.astype(np.float64) for field in index.moments])
-        columns["details"] = np.frombuffer(json.dumps(index.details).encode(), np.uint8)
+        stored: dict[str, Any] = {name: values[rows] for name, values in columns.arrays.items()}
+        stored["key"] = np.frombuffer(b"".join(keys[i] or b"" for i in rows), np.uint8).reshape(-1, 16)
+        details = {place: columns.details[int(i)] for place, i in enumerate(rows) if int(i) in columns.details}
+        stored["details"] = np.frombuffer(json.dumps(details).encode(), np.uint8)
         temporary = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.file.parent, suffix=".tmp", delete=False) as opened:
                 temporary = pathlib.Path(opened.name)
-                np.savez(opened, **columns)
+                np.savez(opened, **stored)
             temporary.replace(self.file)
         except OSError as error:
             self._say(f"The index is not kept for the next time: cannot write {self.file} ({error.strerror}).")

@@ -31,6 +31,17 @@ class Moments(NamedTuple):
     not_finite: Int[np.ndarray, "... c"]
 
 
+MOMENTS = {
+    "count": np.int64,
+    "mean": np.float64,
+    "square": np.float64,
+    "low": np.float64,
+    "high": np.float64,
+    "not_finite": np.int64,
+}
+"""The type of each field of `Moments`."""
+
+
 class Statistics(NamedTuple):
     """Of all values of a channel over all pictures; a tuple has one number a channel.
 
@@ -90,8 +101,8 @@ def no_moments(channels: int) -> Moments:
 
 def stacked(parts: Sequence[Sequence[Any]]) -> Moments:
     """Of channels, those of a picture; of pictures, those of all, each field with that axis in front."""
-    columns = (np.array(column) for column in zip(*parts, strict=True))
-    return Moments(*columns)
+    columns = zip(*parts, strict=True)
+    return Moments(*(np.array(column, kind) for column, kind in zip(columns, MOMENTS.values(), strict=True)))
 
 
 def merge(measured: Moments) -> Statistics:
