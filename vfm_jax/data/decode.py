@@ -1,50 +1,47 @@
 """Image files to arrays, and arrays to the fixed canvas of a source.
 
-Only an allow-list of formats is opened, the header's size is checked before any pixel is decoded, and whatever
-cannot be read in full is an error that names the file.
+Only an allow-list of formats is opened (`data.formats`), what the header says is checked before any pixel is decoded,
+and whatever cannot be read in full is a `BadSample` that names the file and says why.
 """
 
 import dataclasses
-import io
 import math
 import os
-import pathlib
+from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 from PIL import Image
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.data.bad import BadSample
+from vfm_jax.data.formats import EXTENSIONS, FORMATS, image_kind, read_header
+from vfm_jax.data.header import Header, upright
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+__all__ = [
+    "DTYPES",
+    "EXTENSIONS",
+    "MAX_BYTES",
+    "MAX_CHANNELS",
+    "MAX_PIXELS",
+    "Reading",
+    "canvas_shape",
+    "checked_range",
+    "decode",
+    "fit_canvas",
+    "image_kind",
+    "read_header",
+    "reading",
+]
+
 MAX_CHANNELS = 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32}
 MAX_PIXELS = 2**26  # 64 megapixels: 200 MB decoded; a few kilobytes of file can claim a hundred times that
+MAX_BYTES = 2**30  # of a file, and of the decoded values: 64 megapixels of 4 floats
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def image_kind(start: bytes) -> str | None:
-    """The format that the first 16 bytes of a file announce, "JPEG" or another of `FORMATS`, or None."""
-    if start[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if start[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WEBP"
-    return "BMP" if start[:2] == b"BM" else None
+cv2.setNumThreads(1)  # several files are read at a time; threads within one would be more than there are cores
 
 
 def decode(
@@ -59,49 +56,118 @@ def decode(
 ) -> Shaped[np.ndarray, "h w c"]:
     """The picture in a file, upright.
 
-    Gray becomes three equal channels (or colour one of luma, with `channels=1`), a palette its colours, CMYK RGB; 16
-    bits are reduced to 8 by rounding; alpha is dropped, as torchvision's ImageFolder does; of an animation the first
-    frame is taken.
+    Gray becomes three equal channels (or colour one of luma, with `channels=1`), a palette its colours, CMYK and Lab
+    RGB; alpha is dropped, as torchvision's ImageFolder does, unless `channels` (2 or 4) counts it; of an animation
+    the first frame is taken, of a TIFF the first page.
+
+    The range of the file's values becomes that of `dtype`, rounded: 0 to 255, to 65535, or to 1.0. It is the whole
+    range of unsigned integers of 8 and 16 bits, and 0 to 1 for floats; floats beyond it, and other integers, have no
+    meaning of their own and need `value_range`.
 
     Args:
         file: its bytes or its path.
         name: what to call it in messages; the path by default.
-        channels: 3 (RGB), 1 (gray), or another number, which the file must have.
+        channels: 3 (RGB), 1 (gray), or another number up to `MAX_CHANNELS`, which the file must have.
         max_pixels: larger images are refused by their header.
-        value_range: the values that become 0 and 1 (or 0 and the largest whole number of `dtype`).
-        dtype: a name in `DTYPES`.
+        value_range: the file's own values that become the ends of `dtype`'s range; what is beyond them is clipped.
+        dtype: of the result, a name in `DTYPES`.
         min_size: pixels of the shorter side, at least.
 
     Raises:
-        BadSample: the file cannot be read in full, or is not as asked; names file and reason.
+        BadSample: the file cannot be read in full, or is not as asked; names file and reason. NaN and infinity are
+            refused too: which number they stand for is not ours to guess.
     """
     name = name or (f"an image of {len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
+    content = file if isinstance(file, bytes) else _content(file, name)
+    kind, header = read_header(content, name)
+    _check(header, name, channels, max_pixels, min_size)
+    if value_range is None and header.dtype.kind != "f" and header.dtype not in (np.uint8, np.uint16):
+        raise _without_range(f"{header.dtype} values", name)
     try:
-        content = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
-    except FileNotFoundError as error:
-        raise BadSample(name, "missing", "No such file.") from error
-    except OSError as error:
-        raise BadSample(name, "unreadable", f"{error.strerror or error}.") from error
-    if not content:
-        raise BadSample(name, "empty", "The file has no bytes.")
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadSample(
-                    name, "too_large", f"{width} x {height} pixels, above the limit of {max_pixels} pixels"
-                )
-            if min(width, height) < min_size:
-                raise BadSample(name, "too_small", f"{width} x {height} pixels; expected {min_size} or more a side")
-            image.load()
-            return _to_uint8(_upright(image), channels)
+        pixels = FORMATS[kind].pixels(content, header, name)
     except BadSample:
         raise
-    except Image.UnidentifiedImageError as error:
-        raise BadSample(name, "not_an_image", f"no {', '.join(FORMATS)} image") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, EOFError, ... on damaged files
-        reason = "truncated" if "truncated" in str(error) else "corrupt"
-        raise BadSample(name, reason, str(error) or type(error).__name__) from error
+    except Exception as error:  # the libraries raise OSError, SyntaxError, struct.error, EOFError, ... on damage
+        message = (str(error) or type(error).__name__).splitlines()[0]
+        reason = "truncated" if "truncated" in message else "corrupt"
+        raise BadSample(name, reason, message) from error
+    pixels = upright(_with_channels(pixels, header, channels), header.orientation)
+    return np.ascontiguousarray(_with_dtype(pixels, name, value_range, dtype))
+
+
+def _content(file: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > MAX_BYTES:
+                raise BadSample(name, "too_large", f"{size} bytes, above {MAX_BYTES}")
+            return opened.read()
+    except FileNotFoundError as error:
+        raise BadSample(name, "missing", "no such file") from error
+    except OSError as error:
+        raise BadSample(name, "unreadable", error.strerror or str(error)) from error
+
+
+def _check(header: Header, name: str, channels: int, max_pixels: int, min_size: int) -> None:
+    """Refuses by the header what is too large or small, or has other channels."""
+    height, width = header.height, header.width
+    if height * width > max_pixels:
+        raise BadSample(name, "too_large", f"{width} x {height} pixels, above {max_pixels} pixels")
+    if height * width * header.channels * header.dtype.itemsize > MAX_BYTES:
+        described = f"{header.channels} channels of {header.dtype}"
+        raise BadSample(name, "too_large", f"{width} x {height} pixels, {described}, are above {MAX_BYTES} bytes")
+    if min(height, width) < min_size:
+        raise BadSample(name, "too_small", f"{width} x {height} pixels; expected {min_size} or more a side")
+    colours = header.channels - header.has_alpha
+    if channels not in ((1, 3, header.channels) if colours in (1, 3) else (header.channels,)):
+        alpha = ", one of them alpha" if header.has_alpha else ""
+        raise BadSample(name, "wrong_channels", f"{header.channels} channels{alpha}; expected {channels}")
+
+
+def _without_range(found: str, name: str) -> BadSample:
+    move = "say which become 0 and 1 with config.data.value_range=(LOW, HIGH)"
+    return BadSample(name, "wrong_channels", f"{found}, whose range is not known; {move}")
+
+
+def _with_channels(pixels: Shaped[np.ndarray, "h w c"], header: Header, channels: int) -> Shaped[np.ndarray, "h w n"]:
+    """Gray, colour or all channels of a file, as asked; `_check` has seen that it can be."""
+    if channels == header.channels:
+        return pixels
+    colours = pixels[..., : header.channels - header.has_alpha]
+    if colours.shape[-1] == channels:
+        return colours
+    if channels == 3:
+        return np.repeat(colours, 3, axis=-1)
+    if colours.dtype == np.uint8:
+        return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))[..., None]
+    luma = colours @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
+    return (luma if colours.dtype.kind == "f" else np.round(luma)).astype(colours.dtype)[..., None]
+
+
+def _with_dtype(
+    pixels: Shaped[np.ndarray, "h w c"], name: str, value_range: tuple[float, float] | None, dtype: str
+) -> Shaped[np.ndarray, "h w c"]:
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        bad = pixels.size - np.isfinite(pixels).sum()
+        raise BadSample(name, "not_finite", f"{bad} of {pixels.size} values are NaN or infinite")
+    wanted: Any = DTYPES[dtype]
+    if value_range is None:
+        if pixels.dtype.kind == "f":
+            low, high = pixels.min(), pixels.max()
+            if low < 0 or high > 1:
+                raise _without_range(f"{pixels.dtype} values from {low:g} to {high:g}", name)
+            value_range = (0.0, 1.0)
+        elif pixels.dtype == wanted:
+            return pixels
+        elif wanted == np.uint8:
+            return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        elif wanted == np.uint16:
+            return pixels * np.uint16(257)
+        else:
+            return pixels * np.float32(1 / np.iinfo(pixels.dtype).max)
+    low, high = value_range
+    share = np.clip((pixels.astype(np.float64) - low) / (high - low), 0, 1)
+    return (share if wanted == np.float32 else np.round(share * np.iinfo(wanted).max)).astype(wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,51 +266,40 @@ def checked_range(value_range: tuple[float, float] | None) -> tuple[float, float
     return low, high
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF raises many types, and says nothing about the pixels
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
-        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
-    pixels = np.array(image if image.mode == mode else image.convert(mode), np.uint8)
-    return pixels.reshape(image.height, image.width, channels)
-
-
 def fit_canvas(
-    image: UInt8[np.ndarray, "h w c"], canvas: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "H W c"], np.ndarray]:
+    image: Shaped[np.ndarray, "h w c"], canvas: tuple[int, int]
+) -> tuple[Shaped[np.ndarray, "H W c"], np.ndarray]:
     """The image in the top left of a canvas (height, width), and the height and width it fills there (int32).
 
-    What is larger than the canvas is scaled down to fit, keeping its aspect ratio, with an antialiased bicubic
-    filter; what is smaller stays as it is. The rest of the canvas is zero.
+    What is larger than the canvas is scaled down to fit, keeping its aspect ratio: a pixel becomes the mean of the
+    area that it covers (exact with fractions, hence antialiased). Of photos at half their size that differs from
+    Pillow's bicubic by 0.9 of 255 in the mean, less than Pillow's bilinear does (1.2), at half its time. What is
+    smaller stays as it is. The rest of the canvas is zero.
+
+    Args:
+        image: uint8, uint16 or float32, of any number of channels.
+        canvas: height and width.
     """
     height, width, channels = image.shape
     scale = min(1.0, canvas[0] / height, canvas[1] / width)
     if scale < 1:
         height, width = max(1, round(height * scale)), max(1, round(width * scale))
-        image = _resize(image, height, width)
+        image = _shrink(image, height, width)
     if (height, width) == tuple(canvas):
         out = image
     else:
-        out = np.zeros((*canvas, channels), np.uint8)
+        out = np.zeros((*canvas, channels), image.dtype)
         out[:height, :width] = image
     return out, np.array([height, width], np.int32)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[-1] == 3:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    bands = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(band)).resize((width, height), Image.Resampling.BICUBIC))
-        for band in np.moveaxis(image, -1, 0)
+def _shrink(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "H W c"]:
+    groups = [
+        cv2.resize(np.ascontiguousarray(image[..., first : first + 4]), (width, height), interpolation=cv2.INTER_AREA)
+        for first in range(0, image.shape[-1], 4)  # OpenCV resizes four channels at most
     ]
-    return np.stack(bands, axis=-1)
+    parts = [group.reshape(height, width, -1) for group in groups]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def canvas_shape(canvas_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -123,9 +123,9 @@ def test_a_file_in_place_of_a_folder_is_refused(write_image, tmp_path):
 def test_an_empty_folder_says_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(UserError, match=r"looked in it and below for \.jpg, .*found no files at all"):
         folder(str(tmp_path))
-    for name in ("a.tif", "b.tif", "c.txt"):
+    for name in ("a.heic", "b.heic", "c.txt"):
         (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match=r"found 3 other files \(2 \.tif, 1 \.txt\)"):
+    with pytest.raises(UserError, match=r"found 3 other files \(2 \.heic, 1 \.txt\)"):
         folder(str(tmp_path))
 
 
