@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 
 from vfm_jax.core.errors import TrainingError
 from vfm_jax.data.bad import REASONS, BadSample
-from vfm_jax.data.decode import FORMATS
+from vfm_jax.data.decode import read_header
 from vfm_jax.data.order import EvaluationOrder
 from vfm_jax.data.sources import Source
 from vfm_jax.data.statistics import MOMENTS, Moments, moments, no_moments
@@ -37,7 +36,6 @@ _SAVE_SECONDS = 60.0
 _PASSING = ("missing", "unreadable")  # may be otherwise the next time, whatever the file's date says
 _DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _TURNED = 5  # EXIF orientations from this one on exchange height and width
-_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +203,14 @@ def _thumb(picture: np.ndarray) -> UInt8[np.ndarray, "8 9"]:
 
 def _size_in_file(name: str) -> tuple[int, int]:
     """Height and width that the header of an image file says, upright; zeros where there is no such file."""
-    try:
-        with Image.open(name, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= _TURNED
-    except Exception:  # noqa: BLE001 - no file, or one that Pillow does not read, in many types of error
+    if not os.path.isfile(name):
         return 0, 0
-    return (width, height) if turned else (height, width)
+    try:
+        _, header = read_header(pathlib.Path(name).read_bytes(), name)
+    except (OSError, BadSample):  # not an image by itself
+        return 0, 0
+    turned = header.orientation >= _TURNED
+    return (header.width, header.height) if turned else (header.height, header.width)
 
 
 class _Cache:

@@ -117,7 +117,8 @@ def merge(measured: Moments) -> Statistics:
     square = measured.square.sum(axis=0) + (measured.count * (measured.mean - mean) ** 2).sum(axis=0)
     seen, lost = count > 0, measured.not_finite.sum(axis=0)
     low, high = measured.low.min(axis=0, initial=np.inf), measured.high.max(axis=0, initial=-np.inf)
-    columns = (np.where(seen, values, np.nan) for values in (mean, np.sqrt(square / number), low, high))
+    std = np.where(low == high, 0.0, np.sqrt(square / number))  # rounding would leave a trace of a constant
+    columns = (np.where(seen, values, np.nan) for values in (mean, std, low, high))
     ratio = lost / np.maximum(count + lost, 1)
     return Statistics(len(measured.count), int(count.max(initial=0)), *map(_tuple, columns), _tuple(ratio))
 
