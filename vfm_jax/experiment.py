@@ -23,7 +23,8 @@ from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_ba
 from vfm_jax.core.tables import build, check_fields, keywords, lookup
 from vfm_jax.core.types import Batch
 from vfm_jax.data.device import Prefetch, prefetch
-from vfm_jax.data.pipeline import eval_batches, train_batches
+from vfm_jax.data.ledger import Ledger, bad_samples
+from vfm_jax.data.pipeline import HOST_FIELDS, HostBatch, blank_rows, check_loader, eval_batches, train_batches
 from vfm_jax.data.sources import SOURCES, Source
 from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
@@ -50,8 +51,10 @@ from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 __all__ = [
     "Evaluation",
     "Experiment",
+    "Ledger",
     "Objective",
     "Variables",
+    "bad_samples",
     "build_experiment",
     "combination",
     "complete",
@@ -65,7 +68,8 @@ __all__ = [
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
-LOADER = {"workers": 0, "threads": None}  # of `config.data`, for the pipeline: data.pipeline.train_batches
+# Of `config.data`, for the pipeline: data.pipeline.train_batches.
+LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
 # Of a whole run: `train` reads them.
 RUN_FIELDS = {"stages": (), "start_from": "", "branch_from": "", "carry": (".*",)}
 
@@ -90,7 +94,7 @@ class Experiment:
     Attributes:
         source: what is trained on.
         eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
-        loader: workers and threads of the data pipeline.
+        loader: what the data pipeline takes of `config.data`.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
         eval_views: the same for evaluation, without randomness.
         initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
@@ -131,21 +135,27 @@ class Experiment:
     log_every_steps: int
     writers: Sequence[str]
 
-    def train_batches(self, start_step: int) -> Prefetch:
-        """Global batches from step `start_step` on, without end, a few ahead of their use."""
+    def train_batches(self, start_step: int, ledger: Ledger | None = None) -> Prefetch:
+        """Global batches from step `start_step` on, without end, a few ahead of their use.
+
+        Args:
+            start_step: number of the first batch.
+            ledger: where records that cannot be used are written down.
+        """
         host = train_batches(
             self.source,
             batch_size=self.batch_size,
             seed=self.seed,
             stage=self.stage,
             start_step=start_step,
+            ledger=ledger,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             **self.loader,
         )
-        return prefetch(host, lambda batch: global_batch(batch, self.mesh))
+        return prefetch(host, self._on_devices)
 
-    def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+    def eval_batches(self, split: str, limit: int | None = None, ledger: Ledger | None = None) -> Iterator[Batch]:
         """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples)."""
         host = eval_batches(
             self.eval_sources[split],
@@ -153,8 +163,15 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             limit=limit,
+            max_bad_ratio=self.loader["max_bad_ratio"],
+            ledger=ledger,
+            part=f"eval {split}",
+            stage=self.stage,
         )
-        return (global_batch(batch, self.mesh) for batch in host)
+        return map(self._on_devices, host)
+
+    def _on_devices(self, batch: HostBatch) -> Batch:
+        return global_batch({name: rows for name, rows in batch.items() if name not in HOST_FIELDS}, self.mesh)
 
     def keep_vocabulary(self, workdir: pathlib.Path) -> None:
         """Writes what turns texts into ids beside the run, or finds that the run was begun with the same.
@@ -210,7 +227,8 @@ def build_experiment(
     """Builds one stage; the keywords are the fields of a recipe.
 
     Args:
-        data: a source by name with its keywords, and `batch_size` (global), `workers`, `threads`.
+        data: a source by name with its keywords, and `batch_size` (global), `workers`, `threads`, `repeats` and
+            `max_bad_ratio` (see `data.pipeline.train_batches`).
         views: field -> {"ops": ordered operations, "num_views": views per example}.
         networks: role -> network by name; roles are the objective's arguments ("encoder", "decoder", ...).
         objective: a method by name with its keywords.
@@ -251,6 +269,7 @@ def build_experiment(
         raise UserError("config.data lacks batch_size: the number of examples per step, over all devices.")
     batch_size = fields.pop("batch_size")
     _check_count(batch_size, "config.data.batch_size")
+    check_loader(**loader)
     _check_count(num_micro_batches, "config.num_micro_batches")
     device_mesh = _build_mesh(mesh)
     check_batch_size(batch_size, device_mesh, num_micro_batches)
@@ -594,14 +613,11 @@ def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: 
 
 
 def _sample(source: Source) -> Batch:
-    height, width, _ = source.image_shape
-    numbers = {name: np.zeros(2, np.int32) for name in ("label", "index", "epoch")}
-    sizes = np.broadcast_to(np.array([height, width], np.int32), (2, 2))
-    fields = {"image": np.zeros((2, *source.image_shape), np.uint8), "size": sizes, "valid": np.ones(2, bool)}
-    if (text_shape := getattr(source, "text_shape", None)) is not None:
-        texts = np.zeros((2, *text_shape), np.int32)
-        fields |= {"text": texts[:, 0], "texts": texts, "num_texts": np.ones(2, np.int32)}
-    return fields | numbers
+    rows = blank_rows(source, 2)
+    rows["size"][:] = source.image_shape[:2]
+    if "texts" in rows:
+        rows |= {"text": rows["texts"][:, 0], "num_texts": np.ones(2, np.int32)}
+    return rows | {"epoch": np.zeros(2, np.int32), "valid": np.ones(2, bool)}
 
 
 def _abstract_variables(objective: Objective, views: Callable[..., Batch], sample: Batch) -> Variables:

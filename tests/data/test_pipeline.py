@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data.bad import REASONS, BadSample
 from vfm_jax.data.device import prefetch
+from vfm_jax.data.ledger import Ledger
 from vfm_jax.data.pipeline import eval_batches, train_batches
 from vfm_jax.data.sources.arrays import arrays
 from vfm_jax.data.sources.folder import folder
@@ -47,12 +49,55 @@ class CountingSource:
         return f"image_{index}.png"
 
 
+class DamagedSource(CountingSource):
+    """Some of its records are bad: index -> reason."""
+
+    def __init__(self, length, bad):
+        super().__init__(length)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadSample(self.name(index), self.bad[index], f"record {index} is damaged")
+        return super().__getitem__(index)
+
+
+class DamagedManyAtOnceSource(DamagedSource):
+    """The same, read many at a time."""
+
+    def __getitems__(self, indices):
+        return _together(self, indices)
+
+
+class LabelMapSource(CountingSource):
+    """Examples with a field of their own."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.fields = {"label_map": ((2, 3), np.uint8)}
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"label_map": np.full((2, 3), index, np.uint8)}
+
+
 class ManyAtOnceSource(CountingSource):
     """The same, read many at a time."""
 
     def __getitems__(self, indices):
-        examples = [self[int(i)] for i in indices]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return _together(self, indices)
+
+
+def _together(source, indices):
+    examples = [source[int(i)] for i in indices]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _joined(shares):
+    """The batches of several processes, put together."""
+    return [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*shares, strict=True)
+    ]
 
 
 def _take(batches, number):
@@ -69,8 +114,19 @@ def _assert_same(left, right):
             assert one[name].dtype == two[name].dtype
 
 
-SHAPES = {"image": (5, 2, 3, 1), "size": (5, 2), "label": (5,), "index": (5,), "epoch": (5,), "valid": (5,)}
-TYPES = dict.fromkeys(("size", "label", "index", "epoch"), "int32") | {"image": "uint8", "valid": "bool"}
+SHAPES = dict.fromkeys(("label", "index", "epoch", "valid", "bad", "wanted"), (5,))
+SHAPES |= {
+    "image": (5, 2, 3, 1),
+    "size": (5, 2),
+    "label": (5,),
+    "index": (5,),
+    "epoch": (5,),
+    "valid": (5,),
+    "bad": (5,),
+    "wanted": (5,),
+}
+TYPES = dict.fromkeys(("size", "label", "index", "epoch", "wanted"), "int32")
+TYPES |= {"image": "uint8", "valid": "bool", "bad": "int8"}
 
 
 @pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
@@ -123,11 +179,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(kind, count):
         _take(train_batches(kind(29), batch_size=36, seed=0, process_index=p, process_count=count), 4)
         for p in range(count)
     ]
-    joined = [
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*shares, strict=True)
-    ]
-    _assert_same(whole, joined)
+    _assert_same(whole, _joined(shares))
 
 
 @pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
@@ -137,13 +189,11 @@ def test_evaluation_gives_every_record_once_and_pads(kind, length, count):
         list(eval_batches(kind(length), batch_size=4, process_index=p, process_count=count)) for p in range(count)
     ]
     assert {len(share) for share in shares} == {-(-length // 4)}
-    batches = [
-        {n: np.concatenate([part[n] for part in parts]) for n in parts[0]} for parts in zip(*shares, strict=True)
-    ]
+    batches = _joined(shares)
     index, valid = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "valid"))
     np.testing.assert_array_equal(index[valid], np.arange(length))
     last, good = batches[-1], batches[-1]["valid"]
-    for name in ("image", "label", "index", "epoch"):
+    for name in ("image", "label", "index", "epoch", "wanted", "bad"):
         assert not last[name][~good].any()
     np.testing.assert_array_equal(last["size"], [[2, 3]] * 4)
 
@@ -164,10 +214,15 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(kind):
         kind(CountingSource(9), batch_size=2, process_count=4, **options)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"threads": 0}, {"start_step": -1}])
-def test_wrong_numbers_are_refused(wrong):
-    with pytest.raises(UserError, match="workers is .* threads is .* first step"):
-        train_batches(CountingSource(9), batch_size=3, seed=0, **wrong)
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [("workers", -1), ("workers", None), ("threads", 0), ("threads", 1.5), ("repeats", 0), ("repeats", True)],
+)
+def test_wrong_numbers_are_refused(field, wrong):
+    with pytest.raises(UserError, match=rf"config\.data\.{field} is {wrong}; expected a whole number, . or more"):
+        train_batches(CountingSource(9), batch_size=3, seed=0, **{field: wrong})
+    with pytest.raises(UserError, match="first step is -1"):
+        train_batches(CountingSource(9), batch_size=3, seed=0, start_step=-1)
 
 
 def test_an_unreadable_record_is_named():
@@ -184,9 +239,99 @@ def test_a_damaged_file_stops_the_run_with_its_name(write_image, tmp_path):
     (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:650])
     with (
         train_batches(folder(str(tmp_path), canvas_size=8), batch_size=3, seed=0) as batches,
-        pytest.raises(TrainingError, match=r"Cannot read .*1\.jpg: .*truncated"),
+        pytest.raises(TrainingError, match=r"1 of the 3 records .*: 1 truncated\.\n.*1\.jpg: .*truncated"),
     ):
         next(batches)
+
+
+BAD = {3: "truncated", 8: "empty", 9: "truncated", 20: "corrupt"}
+DAMAGED = [DamagedSource, DamagedManyAtOnceSource]
+ANY = {"max_bad_ratio": 1.0}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_bad_record_is_replaced_by_the_same_other_one_every_time(kind):
+    batches = _take(train_batches(kind(23, BAD), batch_size=23, seed=0, **ANY), 3)
+    index, wanted, bad = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "wanted", "bad"))
+    np.testing.assert_array_equal(np.sort(wanted[:23]), np.arange(23))
+    np.testing.assert_array_equal(wanted[bad == 0], index[bad == 0])
+    assert not set(index) & set(BAD)
+    for one, reason in BAD.items():
+        assert set(bad[wanted == one]) == {1 + REASONS.index(reason)}
+        assert len(set(index[wanted == one])) == 1  # in each of three epochs
+    assert len(set(index[bad > 0])) > 1
+    for batch in batches:
+        assert batch["valid"].all()
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+        np.testing.assert_array_equal(batch["label"], batch["index"] % 2)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_batches_with_bad_records_depend_on_no_setting_of_the_machine(kind, count, threads, repeats):
+    """Nor on where the run was resumed. 36 rows are other parts for other processes, and 23 divides by nothing."""
+    options = {"batch_size": 36, "seed": 5, "stage": 2, "repeats": repeats, **ANY}
+    whole = _take(train_batches(DamagedSource(23, BAD), **options), 5)
+    for start in (0, 3):
+        shares = [
+            _take(
+                train_batches(
+                    kind(23, BAD), threads=threads, process_index=p, process_count=count, start_step=start, **options
+                ),
+                5 - start,
+            )
+            for p in range(count)
+        ]
+        _assert_same(whole[start:], _joined(shares))
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_bad_record_is_not_valid_in_evaluation_and_written_down_once(kind):
+    ledger = Ledger()
+    for _ in range(2):
+        batches = list(eval_batches(kind(23, BAD), batch_size=4, ledger=ledger, part="eval test", **ANY))
+        index, valid, bad = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "valid", "bad"))
+        np.testing.assert_array_equal(index[valid], np.setdiff1d(np.arange(23), list(BAD)))
+        np.testing.assert_array_equal(np.flatnonzero(bad), list(BAD))
+        assert not valid[list(BAD)].any()
+        for batch in batches:
+            assert not batch["image"][~batch["valid"]].any()
+            np.testing.assert_array_equal(batch["size"], [[2, 3]] * 4)
+    assert [(row["index"], row["reason"], row["part"]) for row in ledger.rows] == [
+        (index, reason, "eval test") for index, reason in BAD.items()
+    ]
+    assert ledger.rows[0]["detail"] == "record 3 is damaged"
+    assert ledger.rows[0]["name"] == "image_3.png"
+
+
+def test_a_source_without_a_good_record_stops_loudly():
+    source = DamagedSource(5, dict.fromkeys(range(5), "empty"))
+    with (
+        train_batches(source, batch_size=2, seed=0, **ANY) as batches,
+        pytest.raises(TrainingError, match=r"image_\d\.png: .* \(empty\)\nNor could any of 4 others be used"),
+    ):
+        next(batches)
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_stand_in_a_row_with_another_draw_each(repeats):
+    batches = _take(train_batches(CountingSource(11), batch_size=6, seed=1, repeats=repeats), 12)
+    index, draw = (np.concatenate([batch[name] for batch in batches]) for name in ("index", "epoch"))
+    np.testing.assert_array_equal(index[: 6 * repeats], np.repeat(index[: 6 * repeats : repeats], repeats))
+    np.testing.assert_array_equal(draw[: 11 * repeats], np.tile(np.arange(repeats), 11))
+    assert len(set(zip(index.tolist(), draw.tolist(), strict=True))) == len(index)  # no two are augmented alike
+    plain = np.concatenate([b["index"] for b in _take(train_batches(CountingSource(11), batch_size=6, seed=1), 6)])
+    np.testing.assert_array_equal(index[::repeats], plain[: len(index[::repeats])])
+
+
+def test_further_fields_of_a_source_pass_through():
+    (batch,) = _take(train_batches(LabelMapSource(9), batch_size=4, seed=0), 1)
+    np.testing.assert_array_equal(batch["label_map"][:, 1, 2], batch["index"])
+    last = list(eval_batches(LabelMapSource(9), batch_size=4))[-1]
+    assert last["label_map"].dtype == np.uint8
+    assert not last["label_map"][1:].any()
 
 
 def test_no_thread_is_left_after_closing():
@@ -209,14 +354,16 @@ def _shared_memory():
 
 
 def test_worker_processes_give_the_same_batches_and_leave_nothing():
-    """Also resumed, and by another number of workers: the position is the step alone."""
-    source = CountingSource(23)
-    whole = _take(train_batches(source, batch_size=36, seed=0), 5)
+    """Also resumed, and by another number of workers: the position is the step alone. Bad records are told of too."""
+    source, ledger = DamagedSource(23, BAD), Ledger()
+    whole = _take(train_batches(source, batch_size=36, seed=0, **ANY), 5)
     before = _shared_memory()
-    with train_batches(source, batch_size=36, seed=0, workers=2, start_step=2) as batches:
+    with train_batches(source, batch_size=36, seed=0, workers=2, start_step=2, ledger=ledger, **ANY) as batches:
         _assert_same(whole[2:4], [next(batches), next(batches)])
         kept = next(batches)
+        assert batches.seconds["other"] > 0  # spent in the workers, and sent with the batches
     del batches
+    assert {row["index"]: row["reason"] for row in ledger.rows} == BAD
     _assert_same([whole[4]], [kept])
     assert not multiprocessing.active_children()
     for _ in range(300):  # grain removes shared memory in a thread

@@ -7,6 +7,7 @@ and whatever cannot be read in full is a `BadSample` that names the file and say
 import dataclasses
 import math
 import os
+import re
 from typing import Any
 
 import cv2
@@ -89,7 +90,7 @@ def decode(
         raise
     except Exception as error:  # the libraries raise OSError, SyntaxError, struct.error, EOFError, ... on damage
         message = (str(error) or type(error).__name__).splitlines()[0]
-        reason = "truncated" if "truncated" in message else "corrupt"
+        reason = "truncated" if re.search("truncated|failed to read|end of file", message) else "corrupt"
         raise BadSample(name, reason, message) from error
     pixels = upright(_with_channels(pixels, header, channels), header.orientation)
     return np.ascontiguousarray(_with_dtype(pixels, name, value_range, dtype))

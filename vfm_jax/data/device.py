@@ -28,6 +28,7 @@ class Prefetch(Iterator[Any]):
         self._room = threading.Semaphore(depth)
         self._stop = threading.Event()
         self._ended = False
+        self._host_batches = host_batches
         # The thread holds no reference to self: a loop that forgets to close still frees everything.
         work = (host_batches, put, self._ready, self._room, self._stop)
         self._thread = threading.Thread(target=_fill, args=work, name="vfm-prefetch", daemon=True)
@@ -48,6 +49,11 @@ class Prefetch(Iterator[Any]):
                 raise item.error
             raise StopIteration
         return item
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent on reading the host's batches so far, by part; empty where they do not count."""
+        return dict(getattr(self._host_batches, "seconds", {}))
 
     def close(self) -> None:
         """Ends the thread and closes the host's batches; a second call does nothing."""

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 _ROUNDS = 4
+_TRIES = 100  # records tried in the place of one that cannot be used
 
 
 def permuted(position: np.ndarray, length: int, key: tuple[int, ...]) -> np.ndarray:
@@ -46,24 +47,48 @@ def _mix(value: np.ndarray) -> np.ndarray:
 class TrainingOrder:
     """Every record once an epoch, each epoch in another order, without end; a batch may span epochs.
 
+    Nothing is dropped and nothing filled up: where the batch does not divide the epoch, its last rows are the first
+    ones of the next epoch.
+
+    With `repeats` each record stands so often in a row. One pass of the order is then `repeats` times as long as the
+    source; what a recipe calls an epoch stays as many examples as the source has records, of which `repeats`-th are
+    different ones, as in DeiT (Touvron et al., 2021, arXiv:2012.12877; its samplers cut each epoch to that length).
+
     Attributes:
         num_examples: records of the source.
         seed: the run's seed.
         stage: number of the stage in the run; each has its own order.
+        repeats: how often each record is taken at once (repeated augmentation; Hoffer et al., arXiv:1901.09335).
     """
 
     num_examples: int
     seed: int
     stage: int = 0
+    repeats: int = 1
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Index (int64), epoch (int32) and validity (bool) of the run's examples number `start` to `stop`."""
-        epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_examples)
+        """Index (int64), draw (int32) and validity (bool) of the run's examples number `start` to `stop`.
+
+        The draw says how often the record was taken before: the epoch, where nothing is repeated. With the index it
+        names all that is random about an example.
+        """
+        place, repeat = np.divmod(np.arange(start, stop, dtype=np.int64), self.repeats)
+        epoch, position = np.divmod(place, self.num_examples)
         index = np.empty_like(position)
         for one in np.unique(epoch):
             here = epoch == one
             index[here] = permuted(position[here], self.num_examples, (self.seed, self.stage, int(one)))
-        return index, epoch.astype(np.int32), np.ones(len(index), np.bool_)
+        return index, (epoch * self.repeats + repeat).astype(np.int32), np.ones(len(index), np.bool_)
+
+    def substitutes(self, index: int) -> np.ndarray:
+        """The records to try, one after the other, in the place of one that cannot be used (int64).
+
+        The first places of a permutation of its own, the same whenever and wherever the record is due.
+        """
+        places = np.arange(min(_TRIES + 1, self.num_examples))
+        # A fourth number tells it from the key of an epoch (numpy takes a missing one for 0).
+        others = permuted(places, self.num_examples, (self.seed, self.stage, index, 1))
+        return others[others != index][:_TRIES]
 
     def choose(self, index: np.ndarray, epoch: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Which of `count` texts a record has in an epoch (int64): each with the same probability."""

@@ -5,6 +5,9 @@ depend on how many threads, workers or processes read, and nothing else needs sa
 
 A batch is read in parts of a few rows (`_PART_ROWS`), so that all threads and workers share the next batch instead
 of each making a batch of its own: the first batch comes sooner, and less is held in memory.
+
+A record that cannot be used (`data.bad.BadSample`) is replaced in training by another, chosen by the order alone, and
+is not valid in evaluation; `data.ledger` keeps account. Whatever else fails ends the run.
 """
 
 import contextlib
@@ -21,26 +24,48 @@ from typing import Any, Self
 import numpy as np
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data.bad import REASONS, BadSample
+from vfm_jax.data.ledger import MAX_BAD_RATIO, Ledger, Tally
 from vfm_jax.data.order import EvaluationOrder, TrainingOrder
 from vfm_jax.data.sources import Source
+from vfm_jax.data.timing import PARTS, Stopwatch
 
 _PART_ROWS = 16
 _MAX_THREADS = 16
 _SIGTERM_GRACE_SECONDS = 60
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
+HOST_FIELDS = ("bad", "wanted")  # of a batch, for the ledger: no device sees them
+
 HostBatch = dict[str, np.ndarray]
 
 
 class HostBatches(Iterator[HostBatch]):
-    """Batches of this process's rows. Close it, or use it in a `with`, to end its threads and workers at once."""
+    """Batches of this process's rows. Close it, or use it in a `with`, to end its threads and workers at once.
 
-    def __init__(self, batches: Any):
+    Attributes:
+        seconds: spent on reading, in all threads and workers together, by part (`data.timing.PARTS` and "other").
+    """
+
+    def __init__(self, batches: Any, tally: Tally):
+        self.seconds = dict.fromkeys((*PARTS, "other"), 0.0)
         self._batches: Iterator[HostBatch] = batches
         self._finalizer = weakref.finalize(self, batches.close)
         self._started = False
+        self._tally = tally
 
     def __next__(self) -> HostBatch:
+        batch = self._next()
+        for part, spent in zip(self.seconds, batch.pop("seconds").sum(axis=0), strict=True):
+            self.seconds[part] += float(spent)
+        try:
+            self._tally.take(batch)
+        except TrainingError:
+            self.close()
+            raise
+        return batch
+
+    def _next(self) -> HostBatch:
         try:
             if self._started:
                 return next(self._batches)
@@ -80,16 +105,23 @@ def train_batches(
     stage: int = 0,
     workers: int = 0,
     threads: int | None = None,
+    repeats: int = 1,
+    max_bad_ratio: float = MAX_BAD_RATIO,
+    ledger: Ledger | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> HostBatches:
     """Shuffled batches without end: every record exactly once an epoch, each epoch in another order.
 
-    Fields: `image`, `size`, `label`, `index` as the source has them, with the batch axis first; `epoch` int32 (b,);
-    `valid` bool (b,), always true; where it has texts, `text` int32 (b, l), the one drawn, beside all of them. A
-    batch may span two epochs. The rows of all processes, put one after the other, are the batch that one process
-    alone would have read.
+    Fields: `image`, `size`, `label`, `index` as the source has them, with the batch axis first, and its further
+    `fields`; `epoch` int32 (b,), how often the record was drawn before; `valid` bool (b,), always true; where it has
+    texts, `text` int32 (b, l), the one drawn, beside all of them. A batch may span two epochs. The rows of all
+    processes, put one after the other, are the batch that one process alone would have read.
+
+    Two fields are for the host alone (`HOST_FIELDS`): `wanted` int32 (b,), the record that was due, and `bad` int8
+    (b,), which is 0, or 1 + the place in `data.bad.REASONS` of why that record could not be used; another then stands
+    in its row, the same one whoever reads it and whenever.
 
     Args:
         source: where the records come from.
@@ -98,17 +130,50 @@ def train_batches(
         stage: number of the stage; each has its own order.
         workers: processes that read, beside this one; 0 reads in threads of this process.
         threads: reading at a time; as many as there are cores, up to 16, by default.
+        repeats: how often each record is taken at once, with another draw each time; see `order.TrainingOrder`.
+        max_bad_ratio: share of the records that may be bad, in [0, 1]; 0 stops at the first. See `ledger.Tally`.
+        ledger: where bad records are written down; in memory alone by default.
         start_step: number of the first batch: where a resumed run goes on.
         process_index: number of this process.
         process_count: of how many.
 
     Raises:
         UserError: the batch does not divide over the processes.
-        TrainingError: from `next`: a record cannot be read (names it), or a worker was killed.
+        TrainingError: from `next`: too many records are bad, reading one failed in another way (names it), or a
+            worker was killed.
     """
-    order = TrainingOrder(len(source), seed, stage)
+    check_loader(workers=workers, threads=threads, repeats=repeats, max_bad_ratio=max_bad_ratio)
+    if start_step < 0:
+        raise UserError(f"The first step is {start_step}; expected 0 or more.")
+    order = TrainingOrder(len(source), seed, stage, repeats)
     reader = _reader(source, order, batch_size, process_index, process_count)
-    return _batches(reader, start_step, None, workers, threads)
+    tally = Tally(
+        source,
+        Ledger() if ledger is None else ledger,
+        part="train",
+        stage=stage,
+        max_bad_ratio=max_bad_ratio,
+        examples=start_step * batch_size,
+        examples_per_batch=batch_size,
+        records_per_example=1 / (repeats * process_count),
+    )
+    return _batches(reader, tally, start_step, None, workers, threads)
+
+
+def check_loader(*, workers: int = 0, threads: int | None = None, repeats: int = 1, max_bad_ratio: float) -> None:
+    """Refuses numbers that `train_batches` cannot use, before any work is done.
+
+    Raises:
+        UserError: naming the field.
+    """
+    counts = [("workers", workers, 0), ("repeats", repeats, 1)] + (
+        [] if threads is None else [("threads", threads, 1)]
+    )
+    for field, value, least in counts:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"config.data.{field} is {value!r}; expected a whole number, {least} or more.")
+    if isinstance(max_bad_ratio, bool) or not 0 <= max_bad_ratio <= 1:
+        raise UserError(f"config.data.max_bad_ratio is {max_bad_ratio!r}; expected a share, from 0 (none) to 1.")
 
 
 def eval_batches(
@@ -120,22 +185,31 @@ def eval_batches(
     limit: int | None = None,
     workers: int = 0,
     threads: int | None = None,
+    max_bad_ratio: float = MAX_BAD_RATIO,
+    ledger: Ledger | None = None,
+    part: str = "test",
+    stage: int = 0,
 ) -> HostBatches:
     """Every record once, in order; the same number of batches in every process.
 
     The last batch is filled up with rows of zeros whose `valid` is false (their `size` is the whole canvas, so that
-    nothing computed from it is infinite). The other arguments and fields are those of `train_batches`.
+    nothing computed from it is infinite); the row of a bad record is such a one too, and `bad` says why. The other
+    arguments and fields are those of `train_batches`.
 
     Args:
         limit: at most so many records, evenly spaced over the source.
+        part: what the source is called in the ledger.
 
     Raises:
         UserError: the batch does not divide over the processes.
-        TrainingError: from `next`: a record cannot be read (names it), or a worker was killed.
+        TrainingError: as `train_batches`.
     """
+    check_loader(workers=workers, threads=threads, max_bad_ratio=max_bad_ratio)
     order = EvaluationOrder(len(source), limit)
     reader = _reader(source, order, batch_size, process_index, process_count)
-    return _batches(reader, 0, -(-len(order) // batch_size), workers, threads)
+    ledger = Ledger() if ledger is None else ledger
+    tally = Tally(source, ledger, part=part, stage=stage, max_bad_ratio=max_bad_ratio)
+    return _batches(reader, tally, 0, -(-len(order) // batch_size), workers, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,25 +224,53 @@ class _Reader:
     num_parts: int
 
     def __call__(self, number: int) -> HostBatch:
-        step, part = divmod(int(number), self.num_parts)
+        with Stopwatch() as watch:
+            rows = self._read(int(number))
+        return rows | {"seconds": np.array([list(watch.seconds.values())])}
+
+    def _read(self, number: int) -> HostBatch:
+        step, part = divmod(number, self.num_parts)
         start = step * self.batch_size + self.first_row
         first, last = (start + p * self.num_rows // self.num_parts for p in (part, part + 1))
-        index, epoch, valid = self.order.rows(first, last)
-        read_many = getattr(self.source, "__getitems__", None)
-        if read_many is not None:
-            rows = read_many(index)
-        else:
-            examples = [_read(self.source, i) if good else None for i, good in zip(index, valid, strict=True)]
-            rows = _stack(examples, self.source)
+        wanted, epoch, valid = self.order.rows(first, last)
+        rows, bad = self._examples(wanted, valid)
+        if not isinstance(self.order, TrainingOrder):
+            valid = valid & (bad == 0)
         if not valid.all():
             rows = {
                 name: np.where(_like(valid, values), values, 0).astype(values.dtype) for name, values in rows.items()
             }
             rows["size"][~valid] = self.source.image_shape[:2]
         if "texts" in rows:
-            chosen = self.order.choose(index, epoch, np.maximum(rows["num_texts"], 1))
-            rows["text"] = rows["texts"][np.arange(len(index)), chosen]
-        return rows | {"epoch": epoch, "valid": valid}
+            chosen = self.order.choose(rows["index"], epoch, np.maximum(rows["num_texts"], 1))
+            rows["text"] = rows["texts"][np.arange(len(wanted)), chosen]
+        return rows | {"epoch": epoch, "valid": valid, "bad": bad, "wanted": wanted.astype(np.int32)}
+
+    def _examples(self, wanted: np.ndarray, valid: np.ndarray) -> tuple[HostBatch, np.ndarray]:
+        """The records of a part, or those in their place, and why (int8): 0, or 1 + the place in `REASONS`."""
+        bad = np.zeros(len(wanted), np.int8)
+        if (read_many := getattr(self.source, "__getitems__", None)) is not None:
+            try:
+                return read_many(wanted), bad
+            except BadSample:  # which of them it is shows when they are read one by one
+                pass
+        examples: list[HostBatch | None] = []
+        for row, (index, is_record) in enumerate(zip(wanted.tolist(), valid, strict=True)):
+            try:
+                examples.append(_read(self.source, index) if is_record else None)
+            except BadSample as error:
+                bad[row] = 1 + REASONS.index(error.reason)
+                examples.append(self._substitute(index, error))
+        return _stack(examples, self.source), bad
+
+    def _substitute(self, index: int, error: BadSample) -> HostBatch | None:
+        if not isinstance(self.order, TrainingOrder):
+            return None
+        others = self.order.substitutes(index).tolist()
+        for other in others:
+            with contextlib.suppress(BadSample):
+                return _read(self.source, other)
+        raise TrainingError(f"{error}\nNor could any of {len(others)} others be used that were tried in its place.")
 
 
 def _like(valid: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -177,24 +279,30 @@ def _like(valid: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _read(source: Source, index: int) -> HostBatch:
     try:
-        return source[int(index)]
+        return source[index]
     except TrainingError:
         raise
     except Exception as error:  # a source may use any library, and the message must name the record
-        raise TrainingError(f"Cannot read {source.name(int(index))}: {type(error).__name__}: {error}") from error
+        raise TrainingError(f"Cannot read {source.name(index)}: {type(error).__name__}: {error}") from error
+
+
+def blank_rows(source: Source, number: int) -> HostBatch:
+    """Rows of zeros of every field that an example of the source has, the batch axis first."""
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": (source.image_shape, getattr(source, "image_dtype", np.uint8)),
+        "size": ((2,), np.int32),
+        "label": ((), np.int32),
+        "index": ((), np.int32),
+    }
+    if (text_shape := getattr(source, "text_shape", None)) is not None:
+        fields |= {"texts": (text_shape, np.int32), "num_texts": ((), np.int32)}
+    fields |= getattr(source, "fields", {})
+    return {name: np.zeros((number, *shape), dtype) for name, (shape, dtype) in fields.items()}
 
 
 def _stack(examples: Sequence[HostBatch | None], source: Source) -> HostBatch:
     """The batch axis first; zeros for None."""
-    out = {
-        "image": np.zeros((len(examples), *source.image_shape), np.uint8),
-        "size": np.zeros((len(examples), 2), np.int32),
-        "label": np.zeros(len(examples), np.int32),
-        "index": np.zeros(len(examples), np.int32),
-    }
-    if (text_shape := getattr(source, "text_shape", None)) is not None:
-        out["texts"] = np.zeros((len(examples), *text_shape), np.int32)
-        out["num_texts"] = np.zeros(len(examples), np.int32)
+    out = blank_rows(source, len(examples))
     for row, example in enumerate(examples):
         if example is not None:
             for name, value in example.items():
@@ -216,13 +324,10 @@ def _reader(
     return _Reader(source, order, batch_size, process_index * num_rows, num_rows, num_parts)
 
 
-def _batches(reader: _Reader, start: int, stop: int | None, workers: int, threads: int | None) -> HostBatches:
+def _batches(
+    reader: _Reader, tally: Tally, start: int, stop: int | None, workers: int, threads: int | None
+) -> HostBatches:
     """Batches number `start` to `stop`, or without end."""
-    if workers < 0 or (threads is not None and threads < 1) or start < 0:
-        raise UserError(
-            f"config.data: workers is {workers} (0 or more), threads is {threads} (1 or more), and the first step is "
-            f"{start} (0 or more)."
-        )
     import grain
 
     parts = reader.num_parts
@@ -247,7 +352,7 @@ def _batches(reader: _Reader, start: int, stop: int | None, workers: int, thread
         dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
     # Joining also copies what workers put into shared memory, so that no batch ever points there.
     dataset = dataset.batch(parts, batch_fn=_join)
-    return HostBatches(iter(dataset))
+    return HostBatches(iter(dataset), tally)
 
 
 def _num_cores() -> int:

@@ -97,8 +97,8 @@ def npy_header(content: bytes, name: str) -> Header:
         shape, fortran_order, dtype = read(opened, max_header_size=_MAX_NPY_HEADER)
     except Exception as error:  # a literal that is none raises many types
         reason = "truncated" if len(content) < 128 else "corrupt"
-        raise BadSample(name, reason, f"its header is no NPY header ({str(error).splitlines()[:1]})") from error
-    if dtype.hasobject or dtype.kind not in "uif" or len(shape) not in (2, 3) or not all(shape):
+        raise BadSample(name, reason, f"its header is no NPY header ({type(error).__name__})") from error
+    if dtype.hasobject or dtype.kind not in "uif" or len(shape) not in (2, 3) or not all(n > 0 for n in shape):
         raise BadSample(name, "unsupported", f"an array of {dtype} {shape}; expected numbers (h, w) or (h, w, c)")
     height, width, channels = (*shape, 1)[:3]
     own = (opened.tell(), dtype, shape, fortran_order)

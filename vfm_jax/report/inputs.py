@@ -12,7 +12,11 @@
     data              {name, num_examples, num_test, image_shape: [h, w, c], num_classes}
     seed
     batch_size
-    stages            [{name, steps, total_steps}, ...] in the order run; `steps` are those done
+    stages            [{name, steps, total_steps}, ...] in the order run; `steps` are those done; with them
+                      {input_bound_ratio, reading_shares: {"decode": 0.6, ...}, verdict}: the share of the time that
+                      was spent waiting for data, what reading them was spent on, and the doctor's word on it ("")
+    bad_samples       {reasons: {"truncated": 3, ...}, records: [{name, reason, detail}, ...]}: records that could not
+                      be used, counted, and the first of them; {} where there were none
     steps, total_steps    over all stages
     finished          bool
     stopped_by        why not, in words ("Ctrl-C")

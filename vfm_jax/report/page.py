@@ -96,7 +96,7 @@ _SEVERAL = {  # a prefix of terms that are drawn together
     "loss/": ("Terms of the loss", "Each with its weight: they add up to the loss."),
     "gradient_share/": ("What pulls", "Share of each term of the loss in the gradient to what the network gives."),
 }
-_MAX_IMAGES, _MAX_HEADS, _MAX_NEIGHBORS, _MAX_OTHER_CURVES = 8, 5, 5, 4
+_MAX_IMAGES, _MAX_HEADS, _MAX_NEIGHBORS, _MAX_OTHER_CURVES, _MAX_BAD_NAMES = 8, 5, 5, 4, 3
 
 
 def render(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -119,6 +119,7 @@ def _document(run: RunFiles) -> str:
         ("Did it learn something?", "result", results(run)),
         ("Training", "training", _training(run)),
         ("What it learns to see", "watched", _watched(run)),
+        ("Its data", "data", _data(run)),
         ("The images", "images", _images(run)),
         ("Painting in what was hidden", "reconstruction", _reconstructions(run)),
         ("Where it looks", "attention", _attention(run)),
@@ -271,6 +272,44 @@ def _watched(run: RunFiles) -> str:
         if len(terms) > 1:
             charts.append(markup.figure(plots.curve(terms, title, boundaries), caption))
     return f"<div class=charts>{''.join(charts)}</div>" if charts else ""
+
+
+def _data(run: RunFiles) -> str:
+    """Records that could not be used, and whether training waited for the others."""
+    parts = []
+    for i, stage in enumerate(_stages(run)):
+        if (waiting := markup.number(stage.get("input_bound_ratio"))) is not None:
+            shares = [
+                (name, markup.number(share)) for name, share in markup.mapping(stage.get("reading_shares")).items()
+            ]
+            known = sorted(((share, name) for name, share in shares if share), reverse=True)
+            spent = ", ".join(f"{markup.text(name)} {100 * share:.0f} %" for share, name in known)
+            name = f"Stage {markup.text(stage.get('name', i))}: " if len(_stages(run)) > 1 else ""
+            parts.append(
+                f"<p>{name}{100 * waiting:.0f} % of the time was spent waiting for data."
+                f"{f' Reading them was {spent}.' if spent else ''}</p>"
+            )
+        if stage.get("verdict"):
+            parts.append(f"<p class=warn>{markup.text(stage['verdict'])}</p>")
+    bad = markup.mapping(run.summary.get("bad_samples"))
+    records = [markup.mapping(record) for record in bad.get("records") or ()]
+    rows = [
+        [markup.text(reason), markup.text(count), _first_names(records, reason)]
+        for reason, count in markup.mapping(bad.get("reasons")).items()
+    ]
+    if rows:
+        parts.append(
+            "<p>These records could not be used. In training another took the place of each; evaluation leaves them "
+            "out. All are listed in <code>bad_samples.jsonl</code>.</p>"
+            + markup.table(["Reason", "Records", "The first"], rows)
+        )
+    return "".join(parts)
+
+
+def _first_names(records: Sequence[Mapping[str, Any]], reason: str) -> str:
+    named = [record for record in records if record.get("reason") == reason][:_MAX_BAD_NAMES]
+    lines = (f"<code>{markup.text(r.get('name'))}</code>: {markup.text(r.get('detail'))}" for r in named)
+    return "<br>".join(lines)
 
 
 def _training(run: RunFiles) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import replicated
 from vfm_jax.core.types import Batch
-from vfm_jax.experiment import Experiment, Variables
+from vfm_jax.experiment import Experiment, Ledger, Variables
 
 PICTURES = 8  # images per row of the report
 QUERIES, NEIGHBORS = 6, 5
@@ -20,8 +20,9 @@ SEARCHED_BYTES = 2**28  # of training images held at once, to show the nearest: 
 class Judge:
     """Evaluates any variables of one experiment; what it compiles is kept from one evaluation to the next."""
 
-    def __init__(self, experiment: Experiment):
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, ledger: Ledger):
+        """Takes what to judge, and where records that cannot be used are written down."""
+        self._experiment, self._ledger = experiment, ledger
         self._predict = {name: jax.jit(function) for name, function in experiment.objective.predict.items()}
         views = experiment.eval_views
         assert views is not None  # an experiment with evaluators has them
@@ -69,22 +70,22 @@ class Judge:
         return {split: lambda split=split: self._pass(split) for split in self._experiment.eval_sources}
 
     def _pass(self, split: str, limit: int | None = None) -> Iterator[Batch]:
-        return map(self._views, self._experiment.eval_batches(split, limit))
+        return map(self._views, self._experiment.eval_batches(split, limit, self._ledger))
 
     def _show(self, batch: Batch, predict: Mapping[str, Callable[[Batch], Any]]) -> dict[str, np.ndarray]:
-        seen = self._host(batch["image"])[:PICTURES]
-        images = self._experiment.denormalize(seen)
+        rows = np.flatnonzero(self._host(batch["valid"]))[:PICTURES]  # without fillers and bad records
+        images = self._experiment.denormalize(self._host(batch["image"])[rows])
         shown = {"images": images}
         if "reconstruction" in predict:
-            made = {name: self._host(value)[:PICTURES] for name, value in predict["reconstruction"](batch).items()}
+            made = {name: self._host(value)[rows] for name, value in predict["reconstruction"](batch).items()}
             original, painted = (self._experiment.denormalize(made[name]) for name in ("original", "reconstructed"))
             shown |= {"reconstruction/original": original, "reconstruction/reconstructed": painted}
             shown["reconstruction/masked"] = np.where(made["hidden"] > 0, np.float32(0.5), original)
         if "attention" in predict:
-            maps = self._host(predict["attention"](batch))[:PICTURES]
+            maps = self._host(predict["attention"](batch))[rows]
             shown |= {"attention/image": images, "attention/maps": maps}
         features = predict["features"](batch)
-        tokens = self._host(features.patch_tokens)[:PICTURES]
+        tokens = self._host(features.patch_tokens)[rows]
         return shown | {
             "patches/image": images,
             "patches/tokens": tokens.reshape(len(tokens), *features.grid, -1),

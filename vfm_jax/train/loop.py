@@ -20,7 +20,7 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import replicated, sharded_init, shardings
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.experiment import Experiment, Variables, from_recipe, with_pretrained
+from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import MANIFEST, Checkpoints, restore_params
 from vfm_jax.train.evaluation import Judge
@@ -58,11 +58,12 @@ class _Stop:
 def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Runs a recipe in `workdir`, or continues there where it stopped, and gives its summary.
 
-    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report.
+    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report; and
+    `bad_samples.jsonl` where there are records that cannot be used.
 
     Raises:
         UserError: the recipe or the data cannot be used, or the workdir holds another model.
-        TrainingError: the loss is not finite, or the data cannot be read.
+        TrainingError: the loss is not finite, too many records are bad, or the data cannot be read.
     """
     workdir = pathlib.Path(workdir).absolute()
     recipe = with_pretrained(recipe)  # on record, so that going on does not need the file of weights
@@ -115,7 +116,7 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str] | None) 
                 found = checkpoints.restore(abstract)
             if found is not None:
                 state, meta = found
-                return meta["step"], Judge(experiment).evaluate(state.variables, experiment.evaluations)
+                return meta["step"], _judge_alone(experiment).evaluate(state.variables, experiment.evaluations)
     raise UserError(
         f"{workdir} has no checkpoint of this recipe. Train first: vfm train --config=... --workdir={workdir}"
     )
@@ -129,7 +130,12 @@ def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
     blank, key, _ = _blank_state(experiment)
     state, account = _with_public_weights(experiment, sharded_init(blank, experiment.rules, experiment.mesh, key))
     print(account, flush=True)
-    return Judge(experiment).evaluate(state.variables, experiment.evaluations)
+    return _judge_alone(experiment).evaluate(state.variables, experiment.evaluations)
+
+
+def _judge_alone(experiment: Experiment) -> Judge:
+    """Outside of a run: bad records are told of, and not written down."""
+    return Judge(experiment, Ledger(say=lambda line: print(line, flush=True)))
 
 
 def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -215,7 +221,7 @@ def run_stage(
 ) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
     blank, key, abstract = _blank_state(experiment)
-    judge = Judge(experiment) if experiment.evaluations else None
+    judge = Judge(experiment, run.ledger) if experiment.evaluations else None
 
     with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
         found = checkpoints.restore(abstract)
@@ -274,7 +280,10 @@ def run_stage(
             run.write(experiment.stage, 0, "eval", figures)
             run.measured_before("public_weights", figures)
         names = list(named_leaves(state.params))
-        with experiment.train_batches(start) as batches, run.watch(stage.name, experiment, start, names) as watch:
+        with (
+            experiment.train_batches(start, run.ledger) as batches,
+            run.watch(stage.name, experiment, start, names, lambda: batches.seconds) as watch,
+        ):
             step = start
             while True:
                 if judge and (due := _due(experiment, step, start)):

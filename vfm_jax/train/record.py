@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,15 @@ from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.tables import build, lookup
 from vfm_jax.core.trees import count_parameters
 from vfm_jax.core.types import Batch, Measurements
-from vfm_jax.experiment import Experiment
+from vfm_jax.experiment import Experiment, Ledger, bad_samples
 from vfm_jax.report.environment import hardware, versions
 from vfm_jax.report.progress import Progress
 from vfm_jax.report.redaction import redact
 from vfm_jax.report.writers import WRITERS, JsonLines, MetricsWriter
+from vfm_jax.train.doctor import input_bound
 from vfm_jax.train.stages import Stage
 
+_JUDGED_AFTER = 10.0  # seconds of steady training, from which a verdict on its pace is given
 _OFFENDERS = 3  # examples and leaves named when something is not finite
 
 
@@ -58,9 +60,10 @@ def _words(network: Mapping[str, Any]) -> str:
 
 
 class Run:
-    """The files of a run; only the first process writes them.
+    """The files of a run; only the first process writes them (each its own ledger of bad records).
 
     Attributes:
+        ledger: of records that cannot be used.
         summary: what becomes `summary.json` (its fields are listed in `report.inputs`).
     """
 
@@ -85,6 +88,8 @@ class Run:
             raise UserError(
                 f"The workdir {workdir} cannot be written: {error.strerror}. Give another --workdir."
             ) from None
+        process = f".{jax.process_index()}" if jax.process_index() else ""
+        self.ledger = Ledger(workdir / f"bad_samples{process}.jsonl", say=self.say)
         self._begun = False
         if before and before != self._recipe:
             self.say("The recipe differs from the one this workdir was begun with; going on with the new one.")
@@ -101,7 +106,7 @@ class Run:
     def _describe(self, stages: Sequence[Stage], experiments: Sequence[Experiment]) -> None:
         first = experiments[0]
         test = first.eval_sources.get("test")
-        done = {row["name"]: row["steps"] for row in self.summary.get("stages", ())}
+        done = {row["name"]: row for row in self.summary.get("stages", ())}
         self.summary |= {
             "title": first.title,
             "objective": self._recipe["objective"]["name"],
@@ -117,7 +122,7 @@ class Run:
             "seed": first.seed,
             "batch_size": first.batch_size,
             "stages": [
-                {"name": stage.name, "steps": done.get(stage.name, 0), "total_steps": experiment.total_steps}
+                {"steps": 0} | done.get(stage.name, {}) | {"name": stage.name, "total_steps": experiment.total_steps}
                 for stage, experiment in zip(stages, experiments, strict=True)
             ],
             "total_steps": sum(experiment.total_steps for experiment in experiments),
@@ -149,17 +154,32 @@ class Run:
                 writer.write(stage, step, kind, metrics)
 
     @contextlib.contextmanager
-    def watch(self, stage: str, experiment: Experiment, start: int, leaf_names: Sequence[str]) -> Iterator["Watch"]:
-        """Follows the steps of a stage from `start` on; what was measured after it, before a crash, is dropped."""
+    def watch(
+        self,
+        stage: str,
+        experiment: Experiment,
+        start: int,
+        leaf_names: Sequence[str],
+        reading: Callable[[], Mapping[str, float]],
+    ) -> Iterator["Watch"]:
+        """Follows the steps of a stage from `start` on; what was measured after it, before a crash, is dropped.
+
+        Args:
+            stage: its name.
+            experiment: what it trains.
+            start: steps done before.
+            leaf_names: of the parameters, in order.
+            reading: gives the seconds spent on reading data so far, by part.
+        """
         if self._metrics:
             self._metrics.truncate_after(experiment.stage, start)
         with Progress(stage, experiment.total_steps) if self.is_first else contextlib.nullcontext() as progress:
-            watch = Watch(self, experiment, start, leaf_names, progress)
+            watch = Watch(self, experiment, start, leaf_names, progress, reading)
             try:
                 yield watch
                 watch.flush()
             finally:
-                self.summary["stages"][experiment.stage]["steps"] = watch.steps_done
+                self.summary["stages"][experiment.stage] |= {"steps": watch.steps_done} | watch.input_figures()
                 self.summary["steps"] = sum(row["steps"] for row in self.summary["stages"])
                 if watch.images_per_second is not None:
                     self.summary["images_per_second"] = watch.images_per_second
@@ -188,6 +208,10 @@ class Run:
         rows = self.summary["stages"]
         self.summary["finished"] = all(row["steps"] >= row["total_steps"] for row in rows)
         self.summary["stopped_by"] = "" if self.summary["finished"] else stopped_by
+        self.summary["bad_samples"] = found = bad_samples(self.workdir)
+        if found:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in found["reasons"].items())
+            self.say(f"Records that could not be used, listed in {self.ledger.path}: {counts}.")
         self.summary["wall_seconds"] = round(self._wall_before + time.time() - self._started, 1)
         if self._begun:
             self._write_json("summary.json", self.summary)
@@ -210,7 +234,13 @@ class Watch:
     """
 
     def __init__(
-        self, run: Run, experiment: Experiment, start: int, leaf_names: Sequence[str], progress: Progress | None
+        self,
+        run: Run,
+        experiment: Experiment,
+        start: int,
+        leaf_names: Sequence[str],
+        progress: Progress | None,
+        reading: Callable[[], Mapping[str, float]],
     ):
         self.steps_done = start
         self.images_per_second: float | None = None
@@ -219,6 +249,10 @@ class Watch:
         self._pending: tuple[Measurements, Batch, float] | None = None
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited by then
         self._waiting_ratio = 0.0
+        self._reading = reading
+        self._steady = self._waited = 0.0  # seconds of training without compilation and pauses; waiting among them
+        self._last: tuple[float, float] | None = None  # time, and seconds waited by then
+        self._has_warned = False
 
     def stepped(self, measured: Measurements, batch: Batch, waited: float) -> None:
         """A step is under way: reads the one before it.
@@ -243,7 +277,22 @@ class Watch:
         """Reads the last step, and does not count the time inside as training."""
         self.flush()
         yield
-        self._since = None
+        self._since = self._last = None
+
+    def input_figures(self) -> dict[str, Any]:
+        """For the summary: share of the time spent waiting for data, what reading it was, and the verdict on it.
+
+        Empty where no time was measured; no verdict on a few seconds.
+        """
+        if not self._steady:
+            return {}
+        reading = self._reading()
+        total = sum(reading.values())
+        return {
+            "input_bound_ratio": round(self._waited / self._steady, 4),
+            "reading_shares": {part: round(spent / total, 4) for part, spent in reading.items()} if total else {},
+            "verdict": self._verdict() or "",
+        }
 
     def _read(self, measured: Measurements, batch: Batch, waited: float) -> None:
         measured = dict(measured)
@@ -255,6 +304,10 @@ class Watch:
         now, step = time.perf_counter(), self.steps_done
         if self._since is None:
             self._since = (step, now, waited)
+        if self._last is not None:
+            self._steady += now - self._last[0]
+            self._waited += waited - self._last[1]
+        self._last = (now, waited)
         first, began, waited_before = self._since
         if step > first:
             self.images_per_second = (step - first) * self._experiment.batch_size / (now - began)
@@ -264,8 +317,20 @@ class Watch:
             known = speed if self.images_per_second is not None else {}
             self._run.write(self._experiment.stage, step, "train", values | known)
             self._since = (step, now, waited)
+            self._warn()
         if self._progress:
             self._progress.update(step, values["loss"], self.images_per_second, self._waiting_ratio)
+
+    def _verdict(self) -> str | None:
+        if self._steady < _JUDGED_AFTER:
+            return None
+        return input_bound(self._waited / self._steady, self._reading())
+
+    def _warn(self) -> None:
+        """Says once that the devices wait for data, as soon as that is known."""
+        if not self._has_warned and (verdict := self._verdict()):
+            self._has_warned = True
+            self._run.say(f"The doctor: {verdict}")
 
     def _not_finite(self, values: Mapping[str, float], batch: Batch, leaf_norms: np.ndarray) -> str:
         index = np.concatenate([np.asarray(shard.data) for shard in batch["index"].addressable_shards])

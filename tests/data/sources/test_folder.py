@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.errors import UserError
+from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import decode
 from vfm_jax.data.sources.folder import folder
 
@@ -129,17 +130,90 @@ def test_an_empty_folder_says_what_was_looked_for_and_found(tmp_path):
         folder(str(tmp_path))
 
 
-def test_files_that_are_no_images_are_named_before_anything_runs(write_image, tmp_path):
-    write_image("a.png")
+def test_a_folder_of_which_nothing_can_be_read_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "b.jpg").write_text("<html>not found</html>")
-    (tmp_path / "c.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 3 image files in .*\n  b\.jpg \(text\)\n  c\.jpg \(empty\)\nRemove"):
+    with pytest.raises(UserError, match=r"The only image in .* can be read") as error:
         folder(str(tmp_path))
-    for i in range(9):
+    (tmp_path / "c.jpg").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"None of the 2 images tried, of 2 in .*\n  b\.jpg: .*\(not_an_image\)\n  c\.jpg: "
+    ):
+        folder(str(tmp_path))
+    for i in range(99):
         (tmp_path / f"d{i}.png").write_bytes(b"\x00" * 40)
-    with pytest.raises(UserError, match=r"11 of 12 .*\n.*\n.*\n.*d0\.png \(another format\)\nand 8 more\.") as error:
+    with pytest.raises(UserError, match="None of the 32 images tried, of 101 in ") as error:
         folder(str(tmp_path))
     assert len(str(error.value).splitlines()) <= 5
+
+
+def test_files_that_cannot_be_read_among_others_wait_for_their_turn(write_image, tmp_path):
+    for name in ("a.png", "c.png"):
+        write_image(name)
+    (tmp_path / "b.jpg").write_text("<html>not found</html>")
+    (tmp_path / "0.png").write_bytes(b"")
+    source = folder(str(tmp_path))
+    assert _names(source) == ["0.png", "a.png", "b.jpg", "c.png"]
+    assert [source[i]["size"].tolist() for i in (1, 3)] == [[6, 9]] * 2
+    for i, reason in {0: "empty", 2: "not_an_image"}.items():
+        with pytest.raises(BadSample) as error:
+            source[i]
+        assert (error.value.name, error.value.reason) == (source.name(i), reason)
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(BadSample, match=r"c\.png: no such file \(missing\)"):
+        source[3]
+
+
+def test_a_pattern_says_which_files_are_images(write_image, tmp_path):
+    for name in ("a.png", "x/b.png", "x/y/c.png", "x/y/c.jpg", "z/cc.png"):
+        write_image(name)
+    write_image("x/d.png").rename(tmp_path / "x" / "d.image")
+    found = {
+        "*.png": ["a.png", "x/b.png", "x/y/c.png", "z/cc.png"],
+        "**/*.png": ["a.png", "x/b.png", "x/y/c.png", "z/cc.png"],
+        "x/*.png": ["x/b.png"],
+        "x/**/*.png": ["x/b.png", "x/y/c.png"],
+        "x/**": ["x/b.png", "x/d.image", "x/y/c.jpg", "x/y/c.png"],
+        "*/?.[pi]*": ["x/b.png", "x/d.image"],
+        "**/[!b-z]*.png": ["a.png"],
+        "*.image": ["x/d.image"],
+    }
+    for pattern, names in found.items():
+        assert _names(folder(str(tmp_path), labels=None, pattern=pattern)) == names, pattern
+    with pytest.raises(UserError, match=r"looked in it and below for files like '\*\.tif', and found 6 other files"):
+        folder(str(tmp_path), pattern="*.tif")
+    with pytest.raises(UserError, match=r"pattern is '\[z-a\]'"):
+        folder(str(tmp_path), pattern="[z-a]")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_bands_of_any_number_and_type(dtype, tmp_path):
+    bands = np.random.RandomState(0).uniform(-5, 20, (9, 11, 6)).astype(np.float32)
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", bands)
+    keywords = dict(pattern="*.npy", channels=6, dtype=dtype, canvas_size=12)
+    source = folder(str(tmp_path), value_range=(-5, 20), **keywords)
+    assert (source.image_shape, source.image_dtype) == ((12, 12, 6), np.dtype(dtype))
+    top = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    example = source[1]
+    assert example["image"].dtype == dtype
+    np.testing.assert_array_equal(example["size"], [9, 11])
+    np.testing.assert_allclose(example["image"][:9, :11] / top * 25 - 5, bands, atol=25 / top if top > 1 else 1e-5)
+    with pytest.raises(UserError, match=r"None of the 3 .*\n  0\.npy: float32 values from .*value_range"):
+        folder(str(tmp_path), **keywords)
+    with pytest.raises(UserError, match=r"0\.npy: 6 channels; expected 5 \(wrong_channels\)"):
+        folder(str(tmp_path), value_range=(-5, 20), **keywords | {"channels": 5})
+
+
+def test_small_and_large_images_are_bad_when_told_so(write_image, tmp_path):
+    write_image("a.png", 20, 30)
+    write_image("b.png", 40, 50)
+    small = folder(str(tmp_path), min_size=21)
+    large = folder(str(tmp_path), max_pixels=1999)
+    for source, index, reason in ((small, 0, "too_small"), (large, 1, "too_large")):
+        with pytest.raises(BadSample) as error:
+            source[index]
+        assert error.value.reason == reason
+        source[1 - index]
 
 
 def test_the_content_counts_and_not_the_extension(write_image, tmp_path):
@@ -149,9 +223,9 @@ def test_the_content_counts_and_not_the_extension(write_image, tmp_path):
 
 def test_a_damaged_file_is_named_when_it_is_read(write_image, tmp_path):
     file = write_image("a.jpg", 60, 90)
-    file.write_bytes(file.read_bytes()[:700])
     source = folder(str(tmp_path))
-    with pytest.raises(TrainingError, match=r"Cannot read .*a\.jpg: .*truncated"):
+    file.write_bytes(file.read_bytes()[:700])
+    with pytest.raises(BadSample, match=r"Cannot read .*a\.jpg: .*\(truncated\)"):
         source[0]
 
 
@@ -163,7 +237,21 @@ def test_a_source_can_be_sent_to_another_process(write_image, tmp_path):
     assert source.image_shape == (5, 5, 1)
 
 
-@pytest.mark.parametrize("wrong", [{"channels": 4}, {"labels": "names"}, {"canvas_size": 0}, {"split": "a[9]"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": 17},
+        {"channels": 0},
+        {"dtype": "int8"},
+        {"value_range": (1, 1)},
+        {"value_range": 3},
+        {"min_size": 0},
+        {"max_pixels": 1.5},
+        {"labels": "names"},
+        {"canvas_size": 0},
+        {"split": "a[9]"},
+    ],
+)
 def test_wrong_fields_are_refused(wrong, write_image, tmp_path):
     write_image("a.png")
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -3,17 +3,19 @@
 import collections
 import os
 import pathlib
+import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import EXTENSIONS, canvas_shape, decode, fit_canvas, image_kind
+from vfm_jax.data.bad import BadSample
+from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Reading, reading
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.splits import ALL, Split, parse_split, rows_of
 
+_TRIED = 32  # files of which one must be readable
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
@@ -26,24 +28,22 @@ class FolderSource:
         files: list[str],
         labels: np.ndarray,
         class_names: tuple[str, ...] | None,
-        image_shape: tuple[int, int, int],
+        reading: Reading,
     ):
-        """Takes file names relative to `root`, and their class ids."""
+        """Takes file names relative to `root`, their class ids, and how files are read."""
         self._root = root
         self._files = files
         self._labels = labels
         self.class_names = class_names
-        self.image_shape = image_shape
+        self._reading = reading
+        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        pixels = decode(self.name(index), channels=self.image_shape[2])
-        image, size = fit_canvas(pixels, self.image_shape[:2])
         return {
-            "image": image,
-            "size": size,
+            **self._reading.read(self.name(index)),
             "label": np.asarray(self._labels[index]),
             "index": np.asarray(index, np.int32),
         }
@@ -57,8 +57,13 @@ def folder(
     *,
     split: str | None = None,
     labels: str | None = "subfolders",
+    pattern: str | None = None,
     canvas_size: int | tuple[int, int] = 256,
     channels: int = 3,
+    dtype: str = "uint8",
+    value_range: tuple[float, float] | None = None,
+    min_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> FolderSource:
     """The images below a folder, in the order of their paths.
 
@@ -71,28 +76,34 @@ def folder(
         split: name of a subfolder to take, such as "train" (or of the folder itself); a part of it as in
             "train[:90%]"; "all[:90%]" where there are no such subfolders. Everything by default.
         labels: "subfolders", or None for images without classes.
+        pattern: which files are images, "**/*.tif" for instance: `*` is anything in a name, `**/` any folders, and a
+            pattern without a folder is of names at any depth. By default the usual endings of images.
         canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: 3 (colour) or 1 (gray).
+        channels: 3 (colour) or 1 (gray), to which each is converted; or another number, which every file must have.
+        dtype: of the canvas: "uint8", "uint16" or "float32".
+        value_range: the files' values that become the ends of that type's range; floats beyond 0 to 1 need it.
+        min_size: pixels; an image with a shorter side is bad.
+        max_pixels: an image with more is bad.
 
     Raises:
-        UserError: nothing there, no image, or files that are named as images and are none.
+        UserError: nothing there, no image, or none of those tried can be read. A file that cannot be, among others
+            that can, raises `BadSample` when it is its turn.
     """
-    canvas = canvas_shape(canvas_size)
-    if channels not in (1, 3):
-        raise UserError(f"config.data.channels is {channels!r}; image files are read as 3 (colour) or 1 (gray).")
+    files_read = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     if labels not in ("subfolders", None):
         raise UserError(f'config.data.labels is {labels!r}; expected "subfolders", or None for no classes.')
     part = parse_split(split)
     root = _split_folder(existing(path, "config.data.path"), part, split, labels)
-    files, others = images_below(root)
+    files, others = images_below(root, pattern)
     if not files:
-        raise UserError(_nothing_found(root, others))
-    _check_first_bytes(root, files)
+        raise UserError(_nothing_found(root, others, pattern))
     ids, class_names = _classes(root, files) if labels else (np.full(len(files), -1, np.int32), None)
     if (part.start, part.stop) != (0, 100):
         rows = rows_of(part, files)
         files, ids = [files[row] for row in rows], ids[rows]
-    return FolderSource(root, files, ids, class_names, (*canvas, channels))
+    source = FolderSource(root, files, ids, class_names, files_read)
+    _check_some_can_be_read(source, root)
+    return source
 
 
 def _split_folder(root: pathlib.Path, part: Split, split: str | None, labels: str | None) -> pathlib.Path:
@@ -127,12 +138,15 @@ def _subfolders(root: pathlib.Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def images_below(root: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
+def images_below(root: pathlib.Path, pattern: str | None = None) -> tuple[list[str], collections.Counter[str]]:
     """Image files below `root`, relative to it and sorted, and the number of other files by extension.
+
+    Images are known by their extension, or by the pattern.
 
     Linked folders wait until all real ones are read, and no folder is read twice: a link back up ends there, and a
     file keeps its real path where it has one.
     """
+    matches = None if pattern is None else _matcher(pattern)
     files: list[str] = []
     others: collections.Counter[str] = collections.Counter()
     seen: set[tuple[int, int]] = set()
@@ -153,53 +167,52 @@ def images_below(root: pathlib.Path) -> tuple[list[str], collections.Counter[str
                     (linked if entry.is_symlink() else real).append(name)
                 elif entry.is_file():  # not so for a broken link
                     extension = os.path.splitext(entry.name)[1].lower()
-                    if extension in EXTENSIONS:
+                    if extension in EXTENSIONS if matches is None else matches.fullmatch(name.replace(os.sep, "/")):
                         files.append(name)
                     else:
                         others[extension or "no extension"] += 1
     return sorted(files), others
 
 
-def _nothing_found(root: pathlib.Path, others: collections.Counter[str]) -> str:
+def _matcher(pattern: str) -> re.Pattern[str]:
+    """The paths that a pattern means, as `folder` describes it.
+
+    Raises:
+        UserError: it means none.
+    """
+    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern if "/" in pattern else f"**/{pattern}")
+    for i, part in enumerate(parts):
+        choice = i % 2 and part.startswith("[")  # [abc], [!abc]
+        parts[i] = part.replace("[!", "[^", 1) if choice else meanings.get(part, re.escape(part))
+    try:
+        return re.compile("".join(parts))
+    except re.error as error:
+        raise UserError(f"config.data.pattern is {pattern!r}, which is no pattern of paths ({error}).") from error
+
+
+def _nothing_found(root: pathlib.Path, others: collections.Counter[str], pattern: str | None) -> str:
     kinds = ", ".join(f"{count} {extension}" for extension, count in others.most_common(4))
     found = f"{others.total()} other files ({kinds})" if others else "no files at all"
+    wanted = ", ".join(EXTENSIONS) if pattern is None else f"files like {pattern!r}"
     return (
-        f"No images in {root}: looked in it and below for {', '.join(EXTENSIONS)}, and found {found}.\n"
+        f"No images in {root}: looked in it and below for {wanted}, and found {found}.\n"
         "Point config.data.path at a folder of images, or convert them to one of these formats."
     )
 
 
-def _check_first_bytes(root: pathlib.Path, files: list[str]) -> None:
-    """Refuses files that are named as images and do not begin as one; 16 bytes of each are read."""
-
-    def is_image(name: str) -> bool:
+def _check_some_can_be_read(source: FolderSource, root: pathlib.Path) -> None:
+    """Refuses a folder of which no file is what was asked for; as a rule one is read, and that is enough."""
+    bad: list[BadSample] = []
+    for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), _TRIED)).astype(int)):
         try:
-            handle = os.open(os.path.join(root, name), os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return image_kind(os.read(handle, 16)) is not None
-        finally:
-            os.close(handle)
-
-    with ThreadPoolExecutor(16) as pool:  # on a network disk the waiting is all of it
-        bad = [name for name, good in zip(files, pool.map(is_image, files), strict=True) if not good]
-    if bad:
-        number = f"{len(bad)} of {len(files)} image files" if len(bad) > 1 else "One image file"
-        shown = "".join(f"\n  {name}{_looks_like(os.path.join(root, name))}" for name in bad[:3])
-        more = f"and {len(bad) - 3} more. " if len(bad) > 3 else ""
-        raise UserError(f"{number} in {root} cannot be read as one:{shown}\n{more}Remove, rename or replace them.")
-
-
-def _looks_like(file: str) -> str:
-    try:
-        with open(file, "rb") as opened:
-            start = opened.read(16)
-    except OSError as error:
-        return f" ({error.strerror})"
-    if not start:
-        return " (empty)"
-    return " (text)" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else " (another format)"
+            source[index]
+            return
+        except BadSample as error:
+            bad.append(error)
+    tried = "The only image" if len(source) == 1 else f"None of the {len(bad)} images tried, of {len(source)}"
+    shown = "".join(f"\n  {os.path.relpath(one.name, root)}: {one.detail} ({one.reason})" for one in bad[:3])
+    raise UserError(f"{tried} in {root}, can be read:{shown}\nReplace them, or set config.data to what they are.")
 
 
 def _classes(root: pathlib.Path, files: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
