@@ -14,7 +14,9 @@ import numpy as np
 from vfm_jax.report import markup
 from vfm_jax.report.numbers import format_duration, format_percent, format_value
 from vfm_jax.report.redaction import redact
+from vfm_jax.report.targets import with_boxes, with_label_map
 
+_IGNORED = 255  # class of pixels without one
 _MAX_CLASSES, _MAX_NAMES, _MAX_PAIRS = 30, 20, 12  # rows shown; the rest is counted
 
 
@@ -25,11 +27,17 @@ class Tile(NamedTuple):
         pixels: h w c, uint8, uint16, or floats in [0, 1].
         label: text, or "" for none.
         title: text for who cannot see it, or points at it.
+        boxes: outlined on it: x0 y0 x1 y1 in its pixels, (k, 4).
+        box_labels: their classes, (k,).
+        label_map: tints it: the class of each pixel, (h, w); 255, or -1, is none.
     """
 
     pixels: np.ndarray
     label: str
     title: str = ""
+    boxes: np.ndarray | None = None
+    box_labels: np.ndarray | None = None
+    label_map: np.ndarray | None = None
 
 
 class Pictures(NamedTuple):
@@ -180,7 +188,12 @@ def _extent(size: Mapping[str, Any]) -> str:
 
 
 def _tile(tile: Tile, stretch: bool, kind: str = "") -> str:
-    picture = markup.image(shown(tile.pixels, stretch=stretch), tile.title or tile.label)
+    pixels = shown(tile.pixels, stretch=stretch)
+    if tile.label_map is not None:
+        pixels = with_label_map(pixels, tile.label_map.astype(np.int32), _IGNORED)
+    if tile.boxes is not None and tile.box_labels is not None:
+        pixels = with_boxes(pixels, tile.boxes, tile.box_labels)
+    picture = markup.image(pixels, tile.title or tile.label)
     label = f"<small>{markup.text(tile.label)}</small>"
     return f'<div class="cell {kind}" title="{markup.text(tile.title)}">{picture}{label}</div>'
 
@@ -190,6 +203,10 @@ def _sheet(pictures: Pictures, note: str) -> str:
         return ""
     tiles = "".join(_tile(tile, pictures.stretch) for tile in pictures.raw)
     caption = "Some records as the source gives them, spread over the classes; point at one for its whole name."
+    if any(tile.boxes is not None for tile in pictures.raw):
+        caption += " Outlined: their boxes, coloured by class."
+    if any(tile.label_map is not None for tile in pictures.raw):
+        caption += " Tinted: the class of each pixel."
     return markup.figure(f"<div class=sheet>{tiles}</div>", caption + markup.text(note))
 
 

@@ -248,3 +248,9 @@ def _densest(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " 2"]:
 def label_name(label: int, names: Sequence[str]) -> str:
     """The class's name, or its number where it has none."""
     return str(names[label]) if 0 <= label < len(names) else str(label)
+
+
+def class_color(label: int) -> tuple[float, float, float]:
+    """Red, green and blue, in [0, 1], of a class; ten of them, again and again."""
+    color = _CLASSES[label % len(_CLASSES)]
+    return int(color[1:3], 16) / 255, int(color[3:5], 16) / 255, int(color[5:7], 16) / 255
