@@ -137,15 +137,19 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _lead(splits: Mapping[str, Any]) -> str:
-    parts = [f"{name}: {split['num_records']:,} images" for name, split in splits.items()]
+    parts = [f"{name}: {_counted(split['num_records'], 'image')}" for name, split in splits.items()]
     first = next(iter(splits.values()), None)
     about = ""
     if first is not None:
-        classes = f"{len(first['classes']):,} classes" if first["classes"] else "no classes"
+        classes = _counted(len(first["classes"]), "class", "classes") if first["classes"] else "no classes"
         about = (
             f" {classes.capitalize()}; read as {first['canvas']} {first['dtype']}, {_channels(first['channels'])}."
         )
     return f"<p class=lead>{markup.text('; '.join(parts))}.{markup.text(about)}</p>"
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def _channels(count: int) -> str:
