@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vfm_jax.data.sources import arrays, embedded, folder, pairs, tfds
+from vfm_jax.data.sources import arrays, coco, embedded, folder, pairs, parquet, segmentation, table, tars, tfds, voc
 
 
 class Source(Protocol):
@@ -53,10 +53,16 @@ class Source(Protocol):
 
 SOURCES = {
     "arrays": arrays.arrays,
+    "coco": coco.coco,
     "folder": folder.folder,
     "mnist5k": embedded.mnist5k,
     "pairs": pairs.pairs,
+    "parquet": parquet.parquet,
     "photo_pairs": embedded.photo_pairs,
     "photos": embedded.photos,
+    "segmentation": segmentation.segmentation,
+    "table": table.table,
+    "tars": tars.tars,
     "tfds": tfds.tfds,
+    "voc": voc.voc,
 }

@@ -1,92 +1,29 @@
 """Images with texts: a table of captions, COCO's json, a text beside each image, or tar shards of such."""
 
-import collections
 import csv
-import io
 import json
 import os
-import pathlib
 import re
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import EXTENSIONS, canvas_shape, decode, fit_canvas
+from vfm_jax.data.bad import BadSample
+from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Reading, reading
+from vfm_jax.data.sources.columns import IMAGE_COLUMNS, chosen_column, needed_column, rows_of_text
+from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
 from vfm_jax.data.tokenizer import LEARNED, Tokenizer, make_tokenizer
 
 _TABLES = (".csv", ".tsv", ".txt")
-_IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "filepath", "path", "image_path", "image_name", "img")
 _TEXT_COLUMNS = ("caption", "text", "description", "title", "comment")
 _LEARNED_FROM = 200_000  # records whose captions make a learned vocabulary; evenly spaced where there are more
 
 Captions = Sequence[str]
-
-
-class Folder:
-    """The files below a folder, by their paths in it."""
-
-    def __init__(self, root: pathlib.Path):
-        """Takes the folder; hidden files and folders are passed over."""
-        self._root = root
-        self.names: list[str] = []
-        for place, folders, files in os.walk(root, followlinks=False):
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            inside = os.path.relpath(place, root)
-            self.names += [os.path.normpath(os.path.join(inside, n)) for n in sorted(files) if not n.startswith(".")]
-
-    def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
-
-    def describe(self, name: str = "") -> str:
-        return str(self._root / name)
-
-
-class Shards:
-    """The members of tar files, by their paths in them; of several tar files, after the name of each.
-
-    Nothing is unpacked: a member is read where it lies.
-    """
-
-    def __init__(self, tars: Sequence[pathlib.Path]):
-        """Reads the headers of all members.
-
-        Raises:
-            UserError: a file that is no plain tar, or is cut off.
-        """
-        self._tars = list(tars)
-        self._members: dict[str, tuple[int, int, int]] = {}  # name -> number of the tar, first byte, bytes
-        for number, tar in enumerate(self._tars):
-            size = tar.stat().st_size
-            try:
-                with tarfile.open(tar, "r:") as opened:
-                    for member in opened:
-                        if member.isfile():
-                            if member.offset_data + member.size > size:
-                                raise tarfile.ReadError(f"{member.name} is cut off")
-                            name = member.name if len(self._tars) == 1 else f"{tar.stem}/{member.name}"
-                            self._members[os.path.normpath(name)] = (number, member.offset_data, member.size)
-            except (tarfile.TarError, OSError) as error:
-                raise UserError(
-                    f"Cannot read {tar} as a tar file ({error}). Compressed ones have no random access: unpack them."
-                ) from error
-        self.names = list(self._members)
-
-    def read(self, name: str) -> bytes:
-        number, first, size = self._members[name]
-        with open(self._tars[number], "rb") as opened:
-            opened.seek(first)
-            return opened.read(size)
-
-    def describe(self, name: str = "") -> str:
-        if not name:
-            return str(self._tars[0] if len(self._tars) == 1 else self._tars[0].parent)
-        return f"{self._tars[self._members[name][0]]}, {name}"
 
 
 class Texts(NamedTuple):
@@ -118,29 +55,28 @@ class PairSource:
 
     def __init__(
         self,
-        files: Folder | Shards,
+        files: Files,
         images: list[str],
         captions: list[Captions] | None,
         sidecars: list[str] | None,
         texts: Texts,
-        image_shape: tuple[int, int, int],
+        reading: Reading,
     ):
         """Takes names of images and, of each, its captions or the name of the file beside it."""
         self._files, self._images, self._captions, self._sidecars = files, images, captions, sidecars
         self._texts = texts
         self.tokenizer = texts.tokenizer
         self.text_shape = (texts.most, texts.length)
-        self.image_shape = image_shape
+        self._reading = reading
+        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
+        self.problems = files.problems
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        pixels = decode(self._files.read(self._images[index]), name=self.name(index), channels=self.image_shape[2])
-        image, size = fit_canvas(pixels, self.image_shape[:2])
         return {
-            "image": image,
-            "size": size,
+            **self._reading.read(self._files.read(self._images[index]), self.name(index)),
             "label": np.asarray(-1, np.int32),
             "index": np.asarray(index, np.int32),
             **self._texts.fields(self.captions(index)),
@@ -170,6 +106,10 @@ def pairs(
     max_texts: int | None = None,
     canvas_size: int | tuple[int, int] = 256,
     channels: int = 3,
+    dtype: str = "uint8",
+    value_range: tuple[float, float] | None = None,
+    min_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> PairSource:
     """Images and the texts that describe them, in the order of the images' names.
 
@@ -179,7 +119,7 @@ def pairs(
     image is drawn in each epoch, and in evaluation the first stands for it.
 
     Args:
-        path: a folder, a tar file, a folder of tar shards, or the table or json itself, beside its images.
+        path: a folder; tar shards, as for `tars`; or the table or json itself, beside its images.
         captions: the table (.csv, .tsv, .txt) or COCO json, by its path in the folder or tar; needed among several.
         image_column: column of the images' names; by default the first of the usual ones.
         text_column: column of the texts; the same.
@@ -189,18 +129,20 @@ def pairs(
         text_length: token ids of each text; longer ones are cut.
         max_texts: of an image, the first so many; None for all. Of a KEY.txt the whole is one text.
         canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: 3 (colour) or 1 (gray).
+        channels: of the images; this and the next four are those of `data.decode.reading`.
+        dtype: the same.
+        value_range: the same.
+        min_size: the same.
+        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no captions or several kinds of them, images without texts or texts without images.
     """
-    canvas = canvas_shape(canvas_size)
-    if channels not in (1, 3):
-        raise UserError(f"config.data.channels is {channels!r}; image files are read as 3 (colour) or 1 (gray).")
+    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     for field, value in {"text_length": text_length, "max_texts": max_texts}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"config.data.{field} is {value!r}; expected a whole number, one or more.")
-    files, captions = _opened(existing(path, "config.data.path"), captions)
+    files, captions = _opened(path, captions)
     found, missing = _find(files, captions, image_column, text_column)
     if not found or (missing and not skip_missing):
         raise UserError(_lacking(files, found, missing))
@@ -223,22 +165,15 @@ def pairs(
 
     most = max(map(len, listed), default=1)
     texts = Texts(make_tokenizer(tokenizer, at_hand), text_length, min(most, max_texts or most))
-    return PairSource(files, images, listed or None, sidecars or None, texts, (*canvas, channels))
+    return PairSource(files, images, listed or None, sidecars or None, texts, how)
 
 
-def _opened(path: pathlib.Path, captions: str | None) -> tuple[Folder | Shards, str | None]:
+def _opened(path: str, captions: str | None) -> tuple[Files, str | None]:
     """The files, and the name among them of the captions where the path says it."""
-    if path.is_dir():
-        tars = sorted(path.glob("*.tar"))
-        return (Shards(tars), captions) if tars else (Folder(path), captions)
-    if path.suffix.lower() == ".tar":
-        return Shards([path]), captions
-    if path.suffix.lower() in (*_TABLES, ".json") and captions is None:
-        return Folder(path.parent), path.name
-    raise UserError(
-        f"config.data.path is {str(path)!r}; expected a folder, a .tar file, or a table of captions "
-        f"({', '.join((*_TABLES, '.json'))})."
-    )
+    if os.path.splitext(path)[1].lower() in (*_TABLES, ".json") and captions is None:
+        table = existing(path, "config.data.path")
+        return Folder(table.parent), table.name
+    return open_files(path), captions
 
 
 # -------------------------------------------------------------------------------------------- which text, which image
@@ -248,9 +183,9 @@ Missing = list[str]  # what stands alone, in words
 
 
 def _find(
-    files: Folder | Shards, captions: str | None, image_column: str | None, text_column: str | None
+    files: Files, captions: str | None, image_column: str | None, text_column: str | None
 ) -> tuple[Found, Missing]:
-    images = [name for name in files.names if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    images = [name for name in files.names if is_image(name)]
     if not images:
         raise UserError(f"No images in {files.describe()}: looked for {', '.join(EXTENSIONS)}, to any depth.")
     if captions is None:
@@ -293,22 +228,22 @@ def _stem(name: str) -> str:
     return os.path.basename(name).partition(".")[0]
 
 
-def _read_sidecar(files: Folder | Shards, name: str) -> str:
+def _read_sidecar(files: Files, name: str) -> str:
     try:
         text = files.read(name).decode()
         if not name.endswith(".json"):
             return text
         fields = json.loads(text)
         return str(next(fields[field] for field in _TEXT_COLUMNS if field in fields))
-    except (UnicodeDecodeError, json.JSONDecodeError, StopIteration, TypeError, OSError) as error:
-        raise TrainingError(f"Cannot read the text in {files.describe(name)}: {error!r}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, StopIteration, TypeError) as error:
+        raise BadSample(files.describe(name), "corrupt", f"the text cannot be read ({error!r})") from error
 
 
 def _candidates(names: Iterable[str]) -> list[str]:
     return [name for name in names if os.path.splitext(name)[1].lower() in (*_TABLES, ".json")]
 
 
-def _only_candidate(files: Folder | Shards) -> str:
+def _only_candidate(files: Files) -> str:
     """The one file that looks like a table of captions."""
     tables = _candidates(files.names)
     named = [name for name in tables if "caption" in os.path.basename(name).lower()]
@@ -336,22 +271,21 @@ def _coco_rows(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _table_rows(text: str, image_column: str | None, text_column: str | None) -> Iterator[tuple[str, str]]:
     """(image, text) of a table: with a header, or Flickr's form without one, `image.jpg#0 <tab> text`."""
-    head = text.partition("\n")[0]
-    delimiter = next((d for d in "\t|,;" if d in head), ",")
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter in "\t|" else 0)
+    rows = rows_of_text(text)
     header = [column.strip() for column in next(rows, [])]
-    columns = [column.lower() for column in header]
-    image = _column(header, columns, image_column, _IMAGE_COLUMNS, "image_column")
-    caption = _column(header, columns, text_column, _TEXT_COLUMNS, "text_column")
-    if image is None or caption is None:
-        if len(header) != 2 or os.path.splitext(_unnumbered(header[0]))[1].lower() not in EXTENSIONS:
-            field = "image_column" if image is None else "text_column"
-            raise UserError(
-                f"The table's columns are {', '.join(header[:8]) or 'none'}; say which one holds the "
-                f"{field.partition('_')[0]}s: config.data.{field}=NAME."
-            )
+    named = [
+        chosen_column(header, given, usual, field)
+        for given, usual, field in (
+            (image_column, IMAGE_COLUMNS, "image_column"),
+            (text_column, _TEXT_COLUMNS, "text_column"),
+        )
+    ]
+    if None in named and len(header) == 2 and is_image(_unnumbered(header[0])):
         image, caption = 0, 1
         yield _unnumbered(header[0]), header[1]
+    else:
+        image = header.index(needed_column(header, image_column, IMAGE_COLUMNS, "image_column"))
+        caption = header.index(needed_column(header, text_column, _TEXT_COLUMNS, "text_column"))
     for row in rows:
         if len(row) > max(image, caption):
             yield _unnumbered(row[image].strip()), row[caption].strip()
@@ -362,40 +296,21 @@ def _unnumbered(image: str) -> str:
     return re.sub(r"#\d+$", "", image)
 
 
-def _column(header: list[str], lowered: list[str], given: str | None, usual: Sequence[str], field: str) -> int | None:
-    if given is not None:
-        if given not in header:
-            raise UserError(f"config.data.{field} is {given!r}; the columns are {', '.join(header[:8])}.")
-        return header.index(given)
-    return next((lowered.index(name) for name in usual if name in lowered), None)
-
-
 def _matched(rows: list[tuple[str, str]], images: list[str], folder: str) -> tuple[Found, Missing]:
     """The texts of each image; a row names it by its path, from the top or from the table, or by its name alone."""
-    known = set(images)
-    by_base: dict[str, list[str]] = collections.defaultdict(list)
-    for image in images:
-        by_base[os.path.basename(image)].append(image)
+    finder = Finder(images)
     found: dict[str, list[str]] = {}
     missing: Missing = []
     for name, text in rows:
-        paths = [os.path.normpath(place) for place in (name, os.path.join(folder, name))]
-        chosen = next((path for path in paths if path in known), None)
-        if chosen is None:
-            same = by_base.get(os.path.basename(name), [])
-            if len(same) > 1:
-                raise UserError(
-                    f"The captions name {name!r}, and {', '.join(same[:3])} are all called so. Give their paths."
-                )
-            chosen = same[0] if same else None
-        if chosen is None or not text:
-            missing.append(f"{name} is not there" if chosen is None else f"{name} has an empty text")
+        image = finder.find(name, ("", folder))
+        if image is None or not text:
+            missing.append(f"{name} is not there" if image is None else f"{name} has an empty text")
         else:
-            found.setdefault(chosen, []).append(text)
+            found.setdefault(image, []).append(text)
     return dict(found), missing  # images that no row names may belong to another table
 
 
-def _lacking(files: Folder | Shards, found: Found, missing: Missing) -> str:
+def _lacking(files: Files, found: Found, missing: Missing) -> str:
     shown = "".join(f"\n  {line}" for line in missing[:3]) + ("\n  ..." if len(missing) > 3 else "")
     if not found:
         return f"In {files.describe()} no text belongs to an image:{shown}\nLook at config.data.captions."
