@@ -358,7 +358,11 @@ def _pair_tiles(splits: Mapping[str, Split], one: str, other: str, found: Repeat
 def _views(experiment: Experiment, splits: Mapping[str, Split]) -> tuple[list[tuple[str, list[Tile]]], str]:
     """The first examples of the run's first batch, and of the test set, as the network gets them."""
     size = min(_VIEW_EXAMPLES, experiment.batch_size)
-    loader = {**experiment.loader, "workers": 0, "max_bad_ratio": 1.0}  # what is bad is told elsewhere on the page
+    loader: dict[str, Any] = {
+        **experiment.loader,
+        "workers": 0,
+        "max_bad_ratio": 1.0,
+    }  # what is bad is told elsewhere on the page
     try:
         with train_batches(
             experiment.source, batch_size=size, seed=experiment.seed, stage=experiment.stage, **loader
