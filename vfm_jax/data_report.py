@@ -23,7 +23,7 @@ from vfm_jax.experiment import PROBED, Experiment, from_recipe, source_specs
 from vfm_jax.report.data_page import Pictures, Tile
 from vfm_jax.train.stages import read_stages
 
-_OTHER_SPLITS = ("val", "valid", "validation", "test", "testing")
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 _MAX_LISTED = 200  # bad records, and problems of a source, in the facts
 _RAW_TILES, _VIEW_EXAMPLES, _TEST_EXAMPLES, _PAIR_TILES = 48, 6, 2, 12
 _RATE_SECONDS, _RATE_IMAGES = 2.0, 256
@@ -62,7 +62,9 @@ def splits_at(spec: Mapping[str, Any]) -> dict[str, Split]:
     """
     name = str(spec.get("split") or "all")
     splits = {name: Split(build(SOURCES, spec, "config.data"), dict(spec))}
-    for other in _OTHER_SPLITS if name == "train" else ():
+    for other in _SPLITS if name in _SPLITS else ():
+        if other == name:
+            continue
         try:
             splits[other] = Split(build(SOURCES, {**spec, "split": other}, "config.data"), {**spec, "split": other})
         except UserError:  # no such part
@@ -211,6 +213,7 @@ def _split_facts(split: Split, index: Index) -> dict[str, Any]:
         "dtype": np.dtype(getattr(source, "image_dtype", np.uint8)).name,
         "statistics": statistics_of(index)._asdict(),
         "targets": sorted(getattr(source, "fields", {})),
+        "target_names": list(getattr(source, "target_names", ()) or ()),
         "problems": problems[:_MAX_LISTED],
         "num_problems": len(problems),
     }

@@ -41,6 +41,7 @@ SPLIT = {
         "not_finite_ratio": (0.0, 0.0, 0.0),
     },
     "targets": [],
+    "target_names": [],
     "problems": [f"box 3 of {HOSTILE} is empty"],
     "num_problems": 1,
 }
@@ -136,6 +137,15 @@ def test_every_part_is_there_and_every_name_is_escaped(tmp_path):
         "#problems",
         "#speed",
     } <= anchors
+
+
+def test_the_classes_of_boxes_stand_beside_their_colours(tmp_path):
+    names = [HOSTILE, *map(str, range(11))]
+    page = _page(tmp_path, FACTS | {"splits": {"train": SPLIT | {"target_names": names}}})
+    parsed = _Parsed(page)
+    assert page.count("class=dot") == 10
+    assert "and 2 more" in " ".join(parsed.words)
+    assert "<script" not in page
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 
 from vfm_jax.report import markup
 from vfm_jax.report.numbers import format_duration, format_percent, format_value
+from vfm_jax.report.plots import CLASS_COLORS
 from vfm_jax.report.redaction import redact
 from vfm_jax.report.targets import with_boxes, with_label_map
 
@@ -84,7 +85,7 @@ def write_page(out: str | os.PathLike[str], facts: Mapping[str, Any], pictures: 
     note = channels_note(channels, pictures.stretch)
     sections = [
         ("What is there", "overview", _overview(splits)),
-        ("The images", "images", _sheet(pictures, note)),
+        ("The images", "images", _sheet(pictures, note, _legend(splits))),
         ("As the network sees them", "views", _views(pictures, facts.get("views_note", ""), note)),
         ("Classes", "classes", _classes(splits)),
         ("Sizes", "sizes", _sizes(splits)),
@@ -129,7 +130,9 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
                 f"Bad: {split['num_bad']:,} of {split['num_read']:,} records of {name} ({share}): {reasons}."
             )
         if split["num_problems"]:
-            found.append(f"Problems that the source of {name} reports: {split['num_problems']:,}.")
+            found.append(
+                f"Problems that the source of {name} reports: {split['num_problems']:,}. {split['problems'][0]}"
+            )
         if any(split["statistics"]["not_finite_ratio"]):
             most = max(split["statistics"]["not_finite_ratio"])
             found.append(f"Values: up to {format_percent(most, 2)} of a channel of {name} are NaN or infinite.")
@@ -169,7 +172,7 @@ def _overview(splits: Mapping[str, Any]) -> str:
             markup.text(split["num_read"]) if split["num_read"] < split["num_records"] else "all",
             markup.text(split["num_bad"]),
             markup.text(sum(1 for count in split["classes"].values() if count)) if split["classes"] else "–",
-            markup.text(split["num_unlabelled"]),
+            markup.text(split["num_unlabelled"]) if split["classes"] else "–",
             markup.text(_extent(split["size"])),
             markup.text(split["canvas"]),
             markup.text(f"{split['channels']} × {split['dtype']}"),
@@ -202,7 +205,7 @@ def _tile(tile: Tile, stretch: bool, kind: str = "") -> str:
     return f'<div class="cell {kind}" title="{markup.text(tile.title)}">{picture}{label}</div>'
 
 
-def _sheet(pictures: Pictures, note: str) -> str:
+def _sheet(pictures: Pictures, note: str, legend: str) -> str:
     if not pictures.raw:
         return ""
     tiles = "".join(_tile(tile, pictures.stretch) for tile in pictures.raw)
@@ -211,7 +214,18 @@ def _sheet(pictures: Pictures, note: str) -> str:
         caption += " Outlined: their boxes, coloured by class."
     if any(tile.label_map is not None for tile in pictures.raw):
         caption += " Tinted: the class of each pixel."
-    return markup.figure(f"<div class=sheet>{tiles}</div>", caption + markup.text(note))
+    return markup.figure(f"<div class=sheet>{tiles}</div>", caption + markup.text(note) + legend)
+
+
+def _legend(splits: Mapping[str, Any]) -> str:
+    """The classes of boxes or pixels in their colours, as far as those tell them apart."""
+    names = next((split["target_names"] for split in splits.values()), ())
+    shown = [
+        f'<span class=value><i class=dot style="background:{CLASS_COLORS[i]}"></i>{markup.text(name)}</span>'
+        for i, name in enumerate(names[: len(CLASS_COLORS)])
+    ]
+    more = f" and {len(names) - len(shown):,} more, in the same colours again" if len(names) > len(shown) else ""
+    return f" {' '.join(shown)}{more}" if shown else ""
 
 
 def _views(pictures: Pictures, how: str, note: str) -> str:
