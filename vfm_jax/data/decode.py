@@ -20,6 +20,7 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.formats import EXTENSIONS, FORMATS, image_kind, read_header
 from vfm_jax.data.header import Header, upright
+from vfm_jax.data.timing import timed
 
 __all__ = [
     "DTYPES",
@@ -32,9 +33,11 @@ __all__ = [
     "checked_range",
     "decode",
     "fit_canvas",
+    "has_range",
     "image_kind",
     "read_header",
     "reading",
+    "with_dtype",
 ]
 
 MAX_CHANNELS = 16
@@ -82,23 +85,25 @@ def decode(
     content = file if isinstance(file, bytes) else _content(file, name)
     kind, header = read_header(content, name)
     _check(header, name, channels, max_pixels, min_size)
-    if value_range is None and header.dtype.kind != "f" and header.dtype not in (np.uint8, np.uint16):
+    if value_range is None and not has_range(header.dtype):
         raise _without_range(f"{header.dtype} values", name)
     try:
-        pixels = FORMATS[kind].pixels(content, header, name)
+        with timed("decode"):
+            pixels = FORMATS[kind].pixels(content, header, name)
     except BadSample:
         raise
     except Exception as error:  # the libraries raise OSError, SyntaxError, struct.error, EOFError, ... on damage
         message = (str(error) or type(error).__name__).splitlines()[0]
         reason = "truncated" if re.search("truncated|failed to read|end of file", message) else "corrupt"
         raise BadSample(name, reason, message) from error
-    pixels = upright(_with_channels(pixels, header, channels), header.orientation)
-    return np.ascontiguousarray(_with_dtype(pixels, name, value_range, dtype))
+    with timed("resize"):
+        pixels = upright(_with_channels(pixels, header, channels), header.orientation)
+        return np.ascontiguousarray(with_dtype(pixels, name, value_range, dtype))
 
 
 def _content(file: str | os.PathLike[str], name: str) -> bytes:
     try:
-        with open(file, "rb") as opened:
+        with timed("read"), open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             if size > MAX_BYTES:
                 raise BadSample(name, "too_large", f"{size} bytes, above {MAX_BYTES}")
@@ -125,6 +130,11 @@ def _check(header: Header, name: str, channels: int, max_pixels: int, min_size: 
         raise BadSample(name, "wrong_channels", f"{header.channels} channels{alpha}; expected {channels}")
 
 
+def has_range(dtype: np.dtype[Any]) -> bool:
+    """Values of this type have a range of their own: 0 to the largest, or 0 to 1 for floats."""
+    return dtype.kind == "f" or dtype in (np.uint8, np.uint16)
+
+
 def _without_range(found: str, name: str) -> BadSample:
     move = "say which become 0 and 1 with config.data.value_range=(LOW, HIGH)"
     return BadSample(name, "wrong_channels", f"{found}, whose range is not known; {move}")
@@ -145,9 +155,14 @@ def _with_channels(pixels: Shaped[np.ndarray, "h w c"], header: Header, channels
     return (luma if colours.dtype.kind == "f" else np.round(luma)).astype(colours.dtype)[..., None]
 
 
-def _with_dtype(
+def with_dtype(
     pixels: Shaped[np.ndarray, "h w c"], name: str, value_range: tuple[float, float] | None, dtype: str
 ) -> Shaped[np.ndarray, "h w c"]:
+    """Values as `decode` gives them: from their own range, or `value_range`, to that of `dtype`.
+
+    Raises:
+        BadSample: values that are no numbers, or have no range of their own and were given none.
+    """
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = pixels.size - np.isfinite(pixels).sum()
         raise BadSample(name, "not_finite", f"{bad} of {pixels.size} values are NaN or infinite")
@@ -216,7 +231,8 @@ class Reading:
             dtype=self.dtype,
             min_size=self.min_size,
         )
-        image, size = fit_canvas(pixels, self.canvas)
+        with timed("resize"):
+            image, size = fit_canvas(pixels, self.canvas)
         return {"image": image, "size": size}
 
 

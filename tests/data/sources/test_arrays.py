@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.errors import UserError
+from vfm_jax.data.bad import BadSample
 from vfm_jax.data.sources.arrays import arrays
 
 
@@ -85,11 +86,9 @@ def test_parts_of_a_split_are_disjoint(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (
-            np.zeros((4, 3, 3), np.float32),
-            r"found float32 \(4, 3, 3\); expected uint8 .*Convert the values to 0\.\.255",
-        ),
-        (np.zeros((4, 3, 3), np.uint16), "found uint16"),
+        (np.zeros((4, 3, 3), complex), r"found complex128 \(4, 3, 3\); expected numbers"),
+        (np.zeros((4, 3, 3), bool), "found bool"),
+        (np.zeros((4, 3, 3, 17), np.uint8), "with 1 to 16 channels"),
         (np.zeros((4, 3), np.uint8), r"found uint8 \(4, 3\); expected"),
         (np.zeros((0, 3, 3), np.uint8), r"found uint8 \(0, 3, 3\)"),
         (np.zeros((4, 3, 32, 32), np.uint8), r"Channels come last: np\.moveaxis"),
@@ -98,6 +97,62 @@ def test_parts_of_a_split_are_disjoint(tmp_path):
 def test_arrays_that_are_no_images_are_refused(images, message):
     with pytest.raises(UserError, match=message):
         arrays(images=images)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2, 6, 16])
+def test_unsigned_integers_keep_their_type(dtype, channels):
+    images = np.random.RandomState(0).randint(0, np.iinfo(dtype).max + 1, (4, 3, 5, channels)).astype(dtype)
+    source = arrays(images=images)
+    assert (source.image_shape, source.image_dtype) == ((3, 5, channels), np.dtype(dtype))
+    np.testing.assert_array_equal(source[2]["image"], images[2])
+    assert source[2]["image"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_from_0_to_1_become_float32(dtype):
+    images = np.random.RandomState(0).uniform(0, 1, (4, 3, 5)).astype(dtype)
+    source = arrays(images=images)
+    assert source.image_dtype == np.float32
+    assert source[1]["image"].dtype == np.float32
+    np.testing.assert_array_equal(source[1]["image"][..., 0], images[1].astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+def test_a_value_range_becomes_0_to_1(dtype, tmp_path):
+    images = np.random.RandomState(0).randint(0, 120, (4, 3, 5, 2)).astype(dtype)
+    np.save(tmp_path / "a.npy", images)
+    source = arrays(str(tmp_path / "a.npy"), value_range=(10, 110))
+    assert source.image_dtype == np.float32
+    expected = np.clip((images[3].astype(float) - 10) / 100, 0, 1)
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(source))[3]["image"], expected, atol=1e-6)
+
+
+def test_values_without_a_range_ask_for_it():
+    images = np.linspace(-1, 88, 36).reshape(4, 3, 3)
+    with pytest.raises(UserError, match=r"float64 \(4, 3, 3\), values from -1 to 88\. .*value_range=\(-1, 88\)"):
+        arrays(images=images)
+    with pytest.raises(UserError, match=r"int32 .* values from 0 to 5\. .*value_range=\(0, 5\)"):
+        arrays(images=np.arange(6, dtype=np.int32).reshape(1, 2, 3))
+    with pytest.raises(UserError, match="value_range is"):
+        arrays(images=images, value_range=(3, 3))
+
+
+def test_a_row_that_holds_no_numbers_is_bad_and_named():
+    images = np.full((200, 2, 2), 0.5)
+    images[7, 1, 1], images[8] = np.nan, 3  # not among those looked at before
+    source = arrays(images=images)
+    for row, reason in {7: "not_finite", 8: "wrong_channels"}.items():
+        with pytest.raises(BadSample) as error:
+            source.__getitems__(np.array([5, row, 6]))
+        assert (error.value.name, error.value.reason) == (source.name(row), reason)
+    assert source.__getitems__(np.array([5, 6]))["image"].shape == (2, 2, 2, 1)
+
+
+def test_a_npz_that_unpacks_to_hundreds_of_times_its_size_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "zeros.npz", images=np.zeros((70, 1000, 1000), np.uint8))
+    with pytest.raises(UserError, match="bytes would become 700001"):
+        arrays(str(tmp_path / "zeros.npz"))
 
 
 @pytest.mark.parametrize(
