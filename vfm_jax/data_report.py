@@ -161,7 +161,7 @@ def report(
         step_from: who says so.
     """
     first = next(iter(splits))
-    repeats = find_repeats(indexes)
+    repeats = find_repeats(indexes, lambda split, row: splits[split].source.name(row))
     repeats.pop(("train", PROBED), None)  # a probe may well learn from what was trained on
     rate = _rate(splits[first].source, indexes[first])
     views, views_note = _views(experiment, splits) if experiment else ([], "")

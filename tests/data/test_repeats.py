@@ -41,6 +41,13 @@ def test_the_same_pixels_are_found_within_a_split_and_across(scene):
     assert not any(repeats.num_near for repeats in found.values())
 
 
+def test_a_record_that_its_source_gives_twice_is_no_duplicate(scene):
+    a, b = scene(0), scene(1)
+    splits = _indexes(train=([a, b, a, a], [0] * 4), test=([a, b], [0] * 2))
+    found = find_repeats(splits, lambda split, row: {0: "a", 1: "b", 2: "a", 3: "copy of a"}[row])
+    assert (found["train", "train"].num_same, found["train", "test"].num_same) == (1, 2)
+
+
 def _as_jpeg(image, quality):
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)

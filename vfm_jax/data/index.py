@@ -220,7 +220,7 @@ class _Cache:
         self._say = say
         self._channels = source.image_shape[2]
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        told = {name: _located(value) for name, value in described.items()}
+        told = _located(described)
         read_as = (source.image_shape, np.dtype(getattr(source, "image_dtype", np.uint8)).name, source.class_names)
         try:
             text = json.dumps([_FORMAT, told, read_as], sort_keys=True)
@@ -282,6 +282,10 @@ class _Cache:
 
 def _located(value: Any) -> Any:
     """A path of the description as the whole path of what is there now, with its state where it is a file."""
+    if isinstance(value, Mapping):
+        return {name: _located(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_located(item) for item in value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not value or not os.path.exists(os.path.expanduser(value)):

@@ -234,7 +234,8 @@ def scatter(
         axes.text(
             *_densest(points[labels == label]), label_name(label, names), ha="center", va="center",
             fontsize=12, fontweight="bold", color=_INK, parse_math=False,
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": _PAPER, "edgecolor": CLASS_COLORS[i % len(CLASS_COLORS)]},
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": _PAPER,
+                  "edgecolor": CLASS_COLORS[i % len(CLASS_COLORS)]},
         )  # fmt: skip
     return _svg(figure)
 
