@@ -18,7 +18,7 @@ class _Records:
     image_shape = (6, 5, 3)
     image_dtype = np.uint16
     text_shape = (3, 4)
-    fields = {"label_map": ((40, 40), np.int32), "num_boxes": ((), np.int32)}
+    fields = {"label_map": ((40, 40), np.int32), "num_boxes": ((), np.int32)}  # noqa: RUF012
 
     def __init__(self, bad=9):
         self.bad = bad
