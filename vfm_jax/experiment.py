@@ -298,7 +298,7 @@ def build_experiment(
             if overlay and "name" not in overlay and hasattr(source, "tokenizer"):
                 overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
-            eval_sources[split] = build(SOURCES, fields | overlay, where) if overlay else source
+            eval_sources[split] = build(SOURCES, _overlaid(fields, overlay, where), where) if overlay else source
 
     clock = Clock(batch_size, len(source))
     lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
@@ -381,6 +381,15 @@ def _checkpoint_fields(
     keep_last: int = 2,
 ) -> None:
     """The fields of `config.checkpoints`."""
+
+
+def _overlaid(fields: Mapping[str, Any], overlay: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The training data's fields with those of the overlay; of another source only those that it has too."""
+    name = overlay.get("name", fields.get("name"))
+    if name != fields.get("name"):
+        known = keywords(lookup(SOURCES, name, f"{where}.name"))
+        fields = {field: value for field, value in fields.items() if field in known}
+    return {**fields, **overlay}
 
 
 def _check_count(value: Any, where: str) -> None:
