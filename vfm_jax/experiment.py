@@ -325,7 +325,9 @@ def build_experiment(
                 overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
             # Evaluators see whole photos, on canvases, whatever training cuts out of them.
-            eval_sources[split] = _build_source(fields | overlay, where, holding) if overlay else canvases
+            eval_sources[split] = (
+                _build_source(_overlaid(fields, overlay, where), where, holding) if overlay else canvases
+            )
 
     clock = Clock(batch_size, len(source))
     lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
@@ -425,6 +427,15 @@ def _checkpoint_fields(
     keep_last: int = 2,
 ) -> None:
     """The fields of `config.checkpoints`."""
+
+
+def _overlaid(fields: Mapping[str, Any], overlay: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The training data's fields with those of the overlay; of another source only those that it has too."""
+    name = overlay.get("name", fields.get("name"))
+    if name != fields.get("name"):
+        known = keywords(lookup(SOURCES, name, f"{where}.name"))
+        fields = {field: value for field, value in fields.items() if field in known}
+    return {**fields, **overlay}
 
 
 def _check_count(value: Any, where: str) -> None:
@@ -662,8 +673,8 @@ def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: 
 
 def _build_source(fields: Mapping[str, Any], where: str, holding: Mapping[str, Any]) -> Source:
     source = build(SOURCES, fields, where)
-    if not holding["cache"]:
-        return source
+    if not holding["cache"] or (where != "config.data" and not hasattr(source, "read")):
+        return source  # evaluation data of another kind than the training's need not have files
     check_fields(cached, holding["cache"], "config.data.cache", given=("source",))
     return cached(source, **holding["cache"])
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import build, keywords, lookup
+from vfm_jax.data.decode import Picture
 from vfm_jax.data.sources.location import existing
 
 _FILL = {"label_map": 255, "box_labels": -1}  # of a field's rows and pixels beyond a smaller member's
@@ -62,14 +63,26 @@ class ComposedSource:
             self.text_shape = tuple(np.max([member.text_shape for member in members], axis=0).tolist())
         if hasattr(members[0], "target_names"):
             self.target_names = members[0].target_names
+        if all(hasattr(member, "read") for member in members):
+            self.read = self._read
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, row = self._place(index)
-        example = self._members[number][row]
-        shapes = {"image": self.image_shape} | {name: shape for name, (shape, _) in self.fields.items()}
+        return self._example(index, number, self._members[number][row])
+
+    def _read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
+        number, row = self._place(index)
+        return self._example(index, number, self._members[number].read(row, picture))
+
+    def _example(self, index: int, number: int, example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A member's example as this source's own."""
+        shapes = {name: shape for name, (shape, _) in self.fields.items()}
+        if example["image"].shape == self._members[number].image_shape:  # on its canvas, and no crop
+            shapes["image"] = self.image_shape
         if hasattr(self, "text_shape"):
             shapes["texts"] = self.text_shape
         larger = {
@@ -78,7 +91,7 @@ class ComposedSource:
             if example[name].shape != tuple(shape)
         }
         label = self._renamed(number, np.asarray(example["label"]))
-        return example | larger | {"label": label, "index": np.asarray(index, np.int32)}
+        return {**example, **larger, "label": label, "index": np.asarray(index, np.int32)}
 
     @property
     def labels(self) -> np.ndarray:
@@ -143,19 +156,24 @@ def labels_of(source: Any) -> np.ndarray:
 
 def _built(members: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
     """The sources that the dicts describe; a vocabulary learned by the first serves all."""
-    from vfm_jax.data.sources import SOURCES  # whose entries these functions are
-
-    if isinstance(members, Mapping) or not members:
+    if isinstance(members, Mapping | str) or not members:
         raise UserError(f"{where} is {members!r}; expected dicts, each as config.data: (dict(name=...), ...).")
     built: list[Any] = []
     for number, spec in enumerate(members):
-        place = f"{where}[{number}]"
-        fields = dict(spec)
-        takes_texts = "tokenizer" in keywords(lookup(SOURCES, fields.get("name"), f"{place}.name"))
-        if built and takes_texts and "tokenizer" not in fields and hasattr(built[0], "tokenizer"):
-            fields["tokenizer"] = built[0].tokenizer
-        built.append(build(SOURCES, fields, place))
+        built.append(_build_one(spec, f"{where}[{number}]", getattr(built[0], "tokenizer", None) if built else None))
     return built
+
+
+def _build_one(spec: Mapping[str, Any], where: str, tokenizer: Any = None) -> Any:
+    from vfm_jax.data.sources import SOURCES  # whose entries these functions are
+
+    if isinstance(spec, str | Sequence):
+        raise UserError(f"{where} is {spec!r}; expected a dict as config.data: dict(name=...).")
+    fields = dict(spec)
+    takes_texts = "tokenizer" in keywords(lookup(SOURCES, fields.get("name"), f"{where}.name"))
+    if takes_texts and tokenizer is not None:
+        fields = {"tokenizer": tokenizer} | fields
+    return build(SOURCES, fields, where)
 
 
 def _check_alike(members: Sequence[Any], where: str) -> None:
@@ -271,7 +289,7 @@ def repeat(source: Mapping[str, Any], *, times: int) -> ComposedSource:
     """
     if isinstance(times, bool) or not isinstance(times, int) or times < 1:
         raise UserError(f"config.data.times is {times!r}; expected a whole number, one or more.")
-    (built,) = _built((source,), "config.data.source")
+    built = _build_one(source, "config.data.source")
     return _composed([built], [Run(0, None, len(built) * times)], "config.data.source")
 
 
@@ -284,7 +302,7 @@ def balanced(source: Mapping[str, Any]) -> ComposedSource:
     Raises:
         UserError: there are no classes; or as the source's own.
     """
-    (built,) = _built((source,), "config.data.source")
+    built = _build_one(source, "config.data.source")
     classes = _by_class(labels_of(built))
     most = max(map(len, classes))
     return _composed([built], [Run(0, rows, most) for rows in classes], "config.data.source")
@@ -322,7 +340,7 @@ def subset(
         raise UserError(f"config.data.per_class is {per_class!r}; expected a whole number, one or more.")
     if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
         raise UserError(f"config.data.ratio is {ratio!r}; expected a share in (0, 1], such as 0.01.")
-    (built,) = _built((source,), "config.data.source")
+    built = _build_one(source, "config.data.source")
     if indices is not None:
         rows = _listed(indices, len(built))
     else:
