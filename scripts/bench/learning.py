@@ -39,14 +39,17 @@ DIGITS = dict(name="normalize", mean=0.13, std=0.31)
 
 
 def recipes() -> dict[str, str]:
-    """Method -> the first recipe of it that has a `tiny` variant; those that need captions are measured by recall."""
+    """Method -> the first recipe that pretrains by it; those that need captions are measured by recall."""
     from vfm_jax.cli import load_recipe
 
     found: dict[str, str] = {}
+    begun: dict[str, str] = {}  # from what another run has left
     for path in sorted((ROOT / "configs").glob("*/*.py")):
         if path.parent.name not in ("adapt", "image_text"):
-            found.setdefault(load_recipe(str(path))["objective"]["name"], str(path.relative_to(ROOT)))
-    return found
+            recipe, location = load_recipe(str(path)), str(path.relative_to(ROOT))
+            continues = recipe.get("start_from") or any(n and "weights" in n for n in recipe["networks"].values())
+            (begun if continues else found).setdefault(recipe["objective"]["name"], location)
+    return begun | found
 
 
 def images(shared: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
@@ -82,10 +85,12 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     recipe = load_recipe(f"{ROOT / location}:tiny")
     colour = data["name"] != "mnist5k"
     normalize = CIFAR10 if colour else DIGITS
+    size = _first_size(recipe["views"])  # an encoder is asked about images as large as those that it was trained on
+    whole = dict(name="center_crop", size=size, resize_shorter=size, interpolation="bicubic")
     recipe |= dict(
         seed=seed, total_steps=steps, log_every_steps=50, data=data | dict(batch_size=batch),
         views=_same_images(recipe["views"], normalize, colour),
-        eval_data=dict(test=dict(split="test")), eval_views=dict(image=dict(ops=(normalize,))),
+        eval_data=dict(test=dict(split="test")), eval_views=dict(image=dict(ops=(whole, normalize))),
         evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init", "raw_pixels"),
     )  # fmt: skip
     if recipe["networks"]["encoder"]["name"] in ("resnet", "bit"):
@@ -101,6 +106,12 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     recipe["schedule"] = dict(name="cosine", base=1e-3, warmup_percent=10)
     recipe.pop("stages", None)
     return recipe
+
+
+def _first_size(views: dict[str, Any]) -> int:
+    from vfm_jax.experiment import listed
+
+    return next(op["size"] for part in listed(views) for op in part["ops"] if "size" in op)
 
 
 def _remembering(momentum: Any, steps: float) -> Any:
