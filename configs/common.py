@@ -121,6 +121,10 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
     if full["data"]["name"] == "pairs":
         small["data"] |= dict(name="photo_pairs", tokenizer=dict(name="learned", vocabulary=600))
         small["evals"] = dict(retrieval=dict())
+    if not full.get("eval_views"):  # a recipe whose authors evaluate elsewhere
+        normalize = [op for views in full["views"].values() for op in _ops(views) if op["name"] == "normalize"][:1]
+        crop = dict(name="center_crop", size=pixels, resize_shorter=pixels)
+        small["eval_views"] = dict(image=dict(ops=(crop, *normalize)))
     whole_run = ("start_from", "branch_from", "carry", "checkpoints")
     for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)

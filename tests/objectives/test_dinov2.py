@@ -204,7 +204,7 @@ def test_nothing_moves_a_frozen_teacher_and_the_students_average_is_the_result(d
         assert np.abs(grad).max() == 0, leaf
 
     moved = jax.tree.map(lambda leaf: leaf + 1, params)
-    after = objective.after_update(moved, extra, 0)
+    after = objective.after_update(moved, extra, jnp.int32(0))
     jax.tree.map(np.testing.assert_array_equal, after["frozen"], extra["frozen"])
     result = Variables(moved, after).result.params
     for role in ("encoder", "head", "patch_head"):
