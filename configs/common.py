@@ -134,7 +134,8 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
         small["stages"] = tuple({f: v for f, v in stage.items() if f != "data"} | short for stage in stages)
     batch = full["data"]["batch_size"]
     proportional = small["optimizer"]["name"] in ("lars", "sgd")  # steps of Adam's kind do not shrink with batches
-    ratio = TINY_BATCH / batch if proportional else 1e-3 / small["schedule"]["base"]
+    rate = max(small["schedule"]["base"], small["schedule"].get("end") or 0.0)  # it may rise to the end
+    ratio = TINY_BATCH / batch if proportional else 1e-3 / rate
     for end in ("base", "start", "end"):
         if end in small["schedule"]:
             small["schedule"][end] *= ratio

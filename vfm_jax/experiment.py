@@ -77,6 +77,7 @@ LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "t
 # Of `config.data` too: what is made of a source's images, and where they are held.
 HOLDING = {"crop": None, "cache": None, "resident": None}
 RESIDENT_BYTES, RESIDENT_RATIO = 2**29, 0.1  # of a device's memory: what a data set may take of it unasked
+PROBED = "eval train"  # a name for the evaluators' own training data
 # Of a whole run: `train` reads them.
 RUN_FIELDS = {"stages": (), "start_from": "", "branch_from": "", "carry": (".*",)}
 
@@ -104,11 +105,13 @@ class Experiment:
         eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
         loader: what the data pipeline takes of `config.data`.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
+        mixes: whether they blend the images of a batch with one another.
         eval_views: the same for evaluation, without randomness.
         initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
         fill_frozen: fresh extra -> the same with its frozen networks as their files have them, and an account; None
             where no network has a file.
         sample: a host batch of two blank examples, for shapes.
+        denormalizers: "train" and "test" -> field of the views -> from what the network sees to [0, 1].
         abstract_params: shapes of the parameters.
     """
 
@@ -120,6 +123,7 @@ class Experiment:
     eval_sources: Mapping[str, Source]
     loader: Mapping[str, Any]
     views: Callable[[jax.Array, Batch], Batch]
+    mixes: bool
     eval_views: Callable[[jax.Array, Batch], Batch] | None
     initialize: Callable[[Any, Any], tuple[Any, Any, str]] | None
     fill_frozen: Callable[[Any], tuple[Any, str]] | None
@@ -139,6 +143,7 @@ class Experiment:
     evaluations: Mapping[str, Evaluation]
     baselines: Mapping[str, Mapping[str, Evaluator]]
     denormalize: Callable[[np.ndarray], np.ndarray]
+    denormalizers: Mapping[str, Mapping[str, Callable[[np.ndarray], np.ndarray]]]
     save_every_steps: int
     keep_checkpoints: int
     log_every_steps: int
@@ -320,7 +325,9 @@ def build_experiment(
                 overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
             # Evaluators see whole photos, on canvases, whatever training cuts out of them.
-            eval_sources[split] = _build_source(fields | overlay, where, holding) if overlay else canvases
+            eval_sources[split] = (
+                _build_source(_overlaid(fields, overlay, where), where, holding) if overlay else canvases
+            )
 
     clock = Clock(batch_size, len(source))
     lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
@@ -359,6 +366,7 @@ def build_experiment(
         eval_sources=eval_sources,
         loader=loader,
         views=train_views,
+        mixes=bool(mix),
         eval_views=test_views,
         initialize=_initializer(start, networks) if start else None,
         fill_frozen=(lambda extra: frozen.fill_frozen(extra, files)) if frozen.has_files(files) else None,
@@ -378,6 +386,10 @@ def build_experiment(
         evaluations=evaluations,
         baselines={name: _baseline_evaluators(name, evals) for name in baselines},
         denormalize=_denormalizer(eval_views),
+        denormalizers={
+            split: {field: _denormalizer({field: spec}) for field, spec in of_split.items()}
+            for split, of_split in (("train", views), ("test", eval_views))
+        },
         save_every_steps=read_duration(checkpoints, "every", clock, "config.checkpoints", max(1, steps // 10)),
         keep_checkpoints=checkpoints.get("keep_last", 2),
         log_every_steps=log_every_steps,
@@ -395,6 +407,17 @@ def from_recipe(recipe: Mapping[str, Any], stage: int = 0) -> Experiment:
     return build_experiment(**recipe, stage=stage)
 
 
+def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name and keywords of the source of each split: "train", what is trained on, and the evaluators' own.
+
+    What a probe trains on, where it is something else, is `PROBED`.
+    """
+    fields = {name: value for name, value in recipe["data"].items() if name not in LOADER and name != "batch_size"}
+    overlays = {split: dict(overlay) for split, overlay in recipe.get("eval_data", {}).items() if overlay}
+    own = {PROBED if split == "train" else split: fields | overlay for split, overlay in overlays.items()}
+    return {"train": fields} | own
+
+
 def _checkpoint_fields(
     *,
     every_steps: float | None = None,
@@ -404,6 +427,15 @@ def _checkpoint_fields(
     keep_last: int = 2,
 ) -> None:
     """The fields of `config.checkpoints`."""
+
+
+def _overlaid(fields: Mapping[str, Any], overlay: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The training data's fields with those of the overlay; of another source only those that it has too."""
+    name = overlay.get("name", fields.get("name"))
+    if name != fields.get("name"):
+        known = keywords(lookup(SOURCES, name, f"{where}.name"))
+        fields = {field: value for field, value in fields.items() if field in known}
+    return {**fields, **overlay}
 
 
 def _check_count(value: Any, where: str) -> None:
@@ -641,8 +673,8 @@ def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: 
 
 def _build_source(fields: Mapping[str, Any], where: str, holding: Mapping[str, Any]) -> Source:
     source = build(SOURCES, fields, where)
-    if not holding["cache"]:
-        return source
+    if not holding["cache"] or (where != "config.data" and not hasattr(source, "read")):
+        return source  # evaluation data of another kind than the training's need not have files
     check_fields(cached, holding["cache"], "config.data.cache", given=("source",))
     return cached(source, **holding["cache"])
 

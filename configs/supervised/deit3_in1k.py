@@ -11,8 +11,8 @@ Sizes: s16 (trained at 224), b16, l16, h14 (at 160). Each has "finetune_SIZE_224
 (not h14), "in21k_SIZE" and "in21k_finetune_SIZE". To reach: 81.4 (S), 83.8 (B), 84.9 (L), 85.2 % (H) top-1; by way
 of ImageNet-21k 83.1, 85.7, 87.0 and 87.2 %. Not yet run by us.
 It follows the authors' commands. LAMB is apex's, whose own clipping at norm 1 no command turns off; its epsilon is
-their command line's, 1e-8. Left out: repeated augmentation, three copies of an image in a batch, of which an epoch
-sees a third of the images each time; ours sees every image once. Mixing is drawn once for a batch. On the way of
+their command line's, 1e-8. In pretraining each image stands in a batch three times, differently augmented; an epoch
+is as many examples as there are images, a third of them different. Mixing is drawn once for a batch. On the way of
 ImageNet-21k a square of the resized image is cut, without the 4 reflected pixels that theirs has on each side; TFDS's
 has two classes more than their data.
 """
@@ -75,6 +75,7 @@ def _pretrain(size: str) -> ml_collections.ConfigDict:
     c.title = f"DeiT III ViT-{variant} on ImageNet-1k"
     c.total_epochs = 800
     c.data.batch_size = 2048
+    c.data.repeats = 3
 
     c.views = dict(image=dict(ops=(
         dict(name="random_resized_crop", size=pixels, scale=(0.08, 1.0), interpolation="bicubic"),

@@ -1,14 +1,14 @@
-"""What the loader costs beside the operations it runs: `train_batches` and `prefetch` against a bare loop of threads.
+"""What the loader costs beside the operations it runs: batches and `prefetch` against a bare loop of threads.
 
     python scripts/bench/loader.py [--images FOLDER] [--canvas 224] [--cores 0,1] [--rounds 5] [--torch-python PY]
 
 Run it with a Python that has vfm_jax. Without --images it writes small PNGs of 32 x 32 pixels, where the cost of each
 record in Python is nearly all there is; --arrays reads the same pictures from an array in memory.
 
-`bare` is `source[i]` in a ThreadPoolExecutor, a future for each 16 records: the limit. `ours` is the whole loader, batches
-handed over included. `grain` is the pipeline that grain's documentation shows: a map over records, threads, a batch.
-`torch` is PyTorch's DataLoader in one process, whose dataset opens, converts and copies the same files with Pillow.
-CPU seconds, all threads; torch's loader takes more with worker processes, which have to send what they made.
+`bare` is `source[i]` in a ThreadPoolExecutor, a future for each 16 records: the limit. `ours` is the whole loader,
+batches handed over included. `grain` is the pipeline that grain's documentation shows: a map over records, threads, a
+batch. `torch` is PyTorch's DataLoader in one process, whose dataset opens, converts and copies the same files with
+Pillow. CPU seconds, all threads; torch's loader takes more with worker processes, which have to send what they made.
 """
 
 import argparse
@@ -48,40 +48,67 @@ def make_source(args: argparse.Namespace) -> Any:
     return arrays(images=np.stack([source[i]["image"] for i in range(len(source))]))
 
 
-def order(length: int, items: int) -> list[int]:
+def order(length: int, items: int) -> Any:
     import numpy as np
 
     repeats = -(-items // length)
-    return np.concatenate([np.random.default_rng(r).permutation(length) for r in range(repeats)])[:items].tolist()
+    return np.concatenate([np.random.default_rng(r).permutation(length) for r in range(repeats)])[:items]
+
+
+class Chosen:
+    """The records of a turn, in random order: a source read to its end leaves nothing made that was not measured."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._source = make_source(args)
+        self._order = order(len(self._source), args.items)
+        self.class_names, self.image_shape = None, self._source.image_shape
+        if hasattr(self._source, "__getitems__"):
+            self.__getitems__ = lambda indices: self._source.__getitems__(self._order[indices])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._order[index])]
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._order[index]))
 
 
 def serve_bare(args: argparse.Namespace) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    source = make_source(args)
+    source = Chosen(args)
     pool = ThreadPoolExecutor(args.threads)
-    chosen = order(len(source), args.items)
-    parts = [chosen[i : i + PART] for i in range(0, args.items, PART)]
+    parts = [range(i, min(i + PART, args.items)) for i in range(0, args.items, PART)]
     interleave.serve({}, lambda: sum(pool.map(lambda part: len([source[i] for i in part]), parts)))
 
 
 def serve_ours(args: argparse.Namespace) -> None:
     from vfm_jax.data.device import prefetch
-    from vfm_jax.data.pipeline import train_batches
+    from vfm_jax.data.pipeline import eval_batches
 
-    host = train_batches(make_source(args), batch_size=args.batch, seed=0, threads=args.threads)
-    batches = prefetch(host, lambda batch: batch)
-    interleave.serve({}, lambda: [next(batches) for _ in range(args.items // args.batch)])
+    source = Chosen(args)
+
+    def turn() -> None:
+        with prefetch(eval_batches(source, batch_size=args.batch, threads=args.threads), lambda b: b) as batches:
+            assert sum(batch["valid"].sum() for batch in batches) == args.items
+
+    interleave.serve({}, turn)
 
 
 def serve_grain(args: argparse.Namespace) -> None:
     import grain
 
-    source = make_source(args)
+    source = Chosen(args)
     options = grain.ReadOptions(num_threads=args.threads, prefetch_buffer_size=2 * args.batch)
-    dataset = grain.MapDataset.range(len(source)).shuffle(seed=0).repeat().map(lambda i: source[i])
-    batches = iter(dataset.to_iter_dataset(options).batch(args.batch))
-    interleave.serve({}, lambda: [next(batches) for _ in range(args.items // args.batch)])
+    dataset = grain.MapDataset.range(args.items).map(lambda i: source[i])
+    dataset = dataset.to_iter_dataset(options).batch(args.batch)
+
+    def turn() -> None:
+        assert sum(len(batch["index"]) for batch in dataset) == args.items
+
+    interleave.serve({}, turn)
 
 
 def serve_torch(args: argparse.Namespace) -> None:
@@ -109,15 +136,11 @@ def serve_torch(args: argparse.Namespace) -> None:
         def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
             return torch.from_numpy(pixels(files[i]) if in_memory is None else in_memory[i]), -1, i
 
-    loader = DataLoader(Images(), batch_size=args.batch, shuffle=True, drop_last=True)
+    chosen = order(len(files), args.items).tolist()
+    loader = DataLoader(Images(), batch_size=args.batch, sampler=chosen)
 
     def turn() -> None:
-        done = 0
-        while done < args.items:
-            for images, _, _ in loader:
-                done += len(images)
-                if done >= args.items:
-                    break
+        assert sum(len(images) for images, _, _ in loader) == args.items
 
     interleave.serve({}, turn)
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 
@@ -17,8 +18,10 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.data import cache
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.cache import cached
+from vfm_jax.data.crop import Crop, CroppedSource
 from vfm_jax.data.decode import Reading
 from vfm_jax.data.pipeline import train_batches
+from vfm_jax.data.sources import SOURCES
 from vfm_jax.data.sources.folder import folder
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -70,9 +73,10 @@ def test_a_second_epoch_decodes_nothing(images, tmp_path, decoded):
     assert len(set(decoded)) == 12
     rows = {int(i): image for b in first for i, image in zip(b["index"], b["image"], strict=True)}
     np.testing.assert_array_equal(np.stack([rows[i] for i in range(12)]), np.stack([e["image"] for e in expected]))
+    another_run = cached(_source(images), path=str(tmp_path / "cache"))
     decoded.clear()
     _same(_all(source), expected)
-    _same(_all(cached(_source(images), path=str(tmp_path / "cache"))), expected)  # another run
+    _same(_all(another_run), expected)
     assert decoded == []
 
 
@@ -98,10 +102,11 @@ def test_a_file_that_changes_is_decoded_again_and_no_other(images, tmp_path, dec
     assert decoded == ["03.png"]
     decoded.clear()
     _same(found, _all(_source(images)))
-    decoded.clear()
     _touch(images / "c0" / "02.png")
     _replace_keeping_its_times(images / "c0" / "04.png", write_image)
-    found = _all(cached(_source(images), path=str(tmp_path / "cache")))
+    another_run = cached(_source(images), path=str(tmp_path / "cache"))
+    decoded.clear()
+    found = _all(another_run)
     assert sorted(decoded) == ["02.png", "04.png"]
     _same(found, _all(_source(images)))
 
@@ -123,12 +128,13 @@ def test_other_settings_and_another_decoder_are_read_anew(images, tmp_path, deco
     _all(cached(_source(images), path=str(tmp_path / "cache")))
     for change in (lambda: monkeypatch.setattr(cache, "_versions", lambda: ("1.0",)),
                    lambda: monkeypatch.setattr(cache, "FORMAT", 99)):  # fmt: skip
-        decoded.clear()
         change()
-        _all(cached(_source(images), path=str(tmp_path / "cache")))
+        source = cached(_source(images), path=str(tmp_path / "cache"))
+        decoded.clear()
+        _all(source)
         assert len(decoded) == 12
-    decoded.clear()
     gray = cached(_source(images, channels=1), path=str(tmp_path / "cache"))
+    decoded.clear()
     assert _all(gray)[0]["image"].shape == (32, 32, 1)
     assert len(decoded) == 12
 
@@ -207,7 +213,9 @@ def test_a_process_killed_while_it_writes_leaves_what_was_written(images, tmp_pa
     words = [sys.executable, str(script), str(images), str(tmp_path / "cache"), "5"]
     killed = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    found = _all(cached(_source(images), path=str(tmp_path / "cache")))
+    source = cached(_source(images), path=str(tmp_path / "cache"))
+    decoded.clear()
+    found = _all(source)
     assert len(decoded) == 7  # five whole records, half a one, and six that were never begun
     _same(found, _all(_source(images)))
 
@@ -276,3 +284,35 @@ def test_what_cannot_be_is_refused(images, tmp_path):
     remote.__class__ = Remote
     with pytest.raises(UserError, match="no file of this machine"):
         cached(remote, path=str(tmp_path))
+
+
+def test_a_source_made_of_several_has_one_cache(images, tmp_path, decoded):
+    members = [
+        dict(name="folder", path=str(images), canvas_size=32),
+        dict(name="folder", path=str(images), canvas_size=24, labels="subfolders"),
+    ]
+    made = SOURCES["concat"](members=members)
+    expected = _all(made)
+    source = cached(made, path=str(tmp_path / "cache"))
+    _same(_all(source), expected)
+    decoded.clear()
+    _same(_all(source), expected)
+    assert decoded == []
+    cropped = CroppedSource(made, Crop(size=20), seed=0)
+    assert cropped[20]["image"].shape == cropped.image_shape == (20, 20, 3)
+    assert cropped[20]["index"] == 20
+
+
+def test_records_of_a_tar_are_cached_by_the_state_of_the_tar(images, tmp_path, decoded):
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as opened:
+        for file in sorted(images.rglob("*.png")):
+            opened.add(file, file.name)
+    source = cached(SOURCES["tars"](path=str(shard), canvas_size=32), path=str(tmp_path / "cache"))
+    expected = _all(source)
+    decoded.clear()
+    _same(_all(source), expected)
+    assert decoded == []
+    os.utime(shard, ns=(0, 0))
+    _same(_all(source), expected)
+    assert len(decoded) == 12

@@ -1,5 +1,7 @@
 """A data set read once and held whole: the batches are those of the pipeline, bit for bit."""
 
+from types import MappingProxyType
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ class _Records:
     image_shape = (6, 5, 3)
     image_dtype = np.uint16
     text_shape = (3, 4)
-    fields = {"label_map": ((40, 40), np.int32), "num_boxes": ((), np.int32)}
+    fields = MappingProxyType({"label_map": ((40, 40), np.int32), "num_boxes": ((), np.int32)})
 
     def __init__(self, bad=9):
         self.bad = bad

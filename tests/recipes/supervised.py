@@ -32,7 +32,6 @@ STAGES = {
 COMPARED = 6  # of VGG-16 little is known
 PROSE = {
     "init", "split", "optim.no_wd", "params_m", "arch.head_bias", "arch.backbone", "arch.model",
-    "repeated_aug",  # left out, as the recipe says
     "aug.three_augment", "optim.lr_rule", "optim.wd_rule", "optim.wd_bigvision", "data.eval",
 }  # fmt: skip
 LOSSES = {"softmax": "softmax_xent", "sigmoid": "sigmoid_xent", "sigmoid_mean": "bce"}
@@ -117,6 +116,7 @@ READERS = {
     ),
     "data.crop": lambda r: "inception crop {size}".format(**ops(r, "random_resized_crop")[0]),
     "data.hflip": op("flip", "probability"),
+    "repeated_aug": lambda r: r["data"].get("repeats", 1) > 1,
     "data.value_range": lambda r: [
         (edge - ops(r, "normalize")[0]["mean"]) / ops(r, "normalize")[0]["std"] for edge in (0, 1)
     ],

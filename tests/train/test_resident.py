@@ -89,7 +89,7 @@ def images(tmp_path):
 
 def _of_folder(path, **data):
     recipe = _recipe()
-    recipe["data"] = dict(name="folder", path=path, canvas_size=48, batch_size=8, **data)
+    recipe["data"] = dict(name="folder", path=path, canvas_size=56, batch_size=8, **data)
     recipe["views"] = dict(image=dict(ops=(dict(name="normalize", mean=0.5, std=0.5),)))
     recipe["networks"]["encoder"] |= dict(image_size=28) if "image_size" in recipe["networks"]["encoder"] else {}
     return recipe
@@ -111,13 +111,14 @@ def test_a_crop_on_the_host_makes_batches_that_fill_their_canvas(images):
 
 def test_evaluators_see_whole_photos(images):
     recipe = _of_folder(images, crop=dict(size=28))
-    recipe["evals"] = dict(knn=dict(name="knn", k=2))
+    recipe["eval_data"] = {}
+    recipe["evals"] = dict(knn=dict(name="knn", num_neighbors=2))
     recipe["eval_views"] = dict(image=dict(ops=(dict(name="resize", size=28), *recipe["views"]["image"]["ops"])))
     recipe["eval_batch_size"] = 8
     experiment = _built(recipe)
     batch = next(experiment.eval_batches("train"))
-    assert batch["image"].shape == (8, 48, 48, 3)
-    assert batch["size"].max() == 48
+    assert batch["image"].shape == (8, 56, 56, 3)
+    assert batch["size"].max() > 28
 
 
 def test_a_cache_serves_training(images, tmp_path):
@@ -147,6 +148,6 @@ def test_what_does_not_go_together_is_refused(images, data, words):
 
 def test_more_than_the_devices_have_is_refused_before_it_is_read(images, monkeypatch):
     monkeypatch.setattr("vfm_jax.experiment.device_memory", lambda devices: 1e5)
-    with pytest.raises(UserError, match=r"16 images of 48 x 48 x 3 take 0\.000111 GB .* which has 0\.0001 GB"):
+    with pytest.raises(UserError, match=r"16 images of 56 x 56 x 3 take 0\.000151 GB .* which has 0\.0001 GB"):
         _built(_of_folder(images, resident=True))
     assert not _built(_recipe()).resident

@@ -62,8 +62,7 @@ class CachedSource(WrappedSource):
                 f"config.data.cache cannot tell when the pictures change: {source.name(0)} is no file of this "
                 "machine. Copy the data to a local disk, or leave config.data.cache out."
             )
-        self._image_bytes = int(np.prod(self.image_shape)) * np.dtype(self.image_dtype).itemsize
-        self._record_bytes = _HEAD + self._image_bytes
+        self._record_bytes = _HEAD + int(np.prod(self.image_shape)) * np.dtype(self.image_dtype).itemsize
         self._max_bytes = max_gigabytes * 1e9
         self._file = pathlib.Path(path).expanduser().absolute() / f"{self._told_apart()}{SUFFIX}"
         self._handle: int | None = None
@@ -76,7 +75,7 @@ class CachedSource(WrappedSource):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         def picture(reading: Reading, contents: Callable[[], File], name: str) -> dict[str, np.ndarray]:
             stamp = _stamp(reading, name)
-            found = None if stamp is None else self._load(index, stamp)
+            found = None if stamp is None else self._load(index, stamp, reading)
             if found is None:
                 found = reading.read(contents(), name)
                 # Read again after decoding: a file that was replaced meanwhile may be either of the two.
@@ -123,26 +122,28 @@ class CachedSource(WrappedSource):
                 self._handle = handle
             return self._handle
 
-    def _load(self, index: int, stamp: bytes) -> dict[str, np.ndarray] | None:
+    def _load(self, index: int, stamp: bytes, reading: Reading) -> dict[str, np.ndarray] | None:
         if self._failed:
             return None
+        # In a source made of several, a canvas may be smaller than the largest.
+        length = _HEAD + int(np.prod(reading.image_shape)) * np.dtype(reading.image_dtype).itemsize
         try:
             with timed("read"):
-                record = os.pread(self._opened(), self._record_bytes, index * self._record_bytes)
+                record = os.pread(self._opened(), length, index * self._record_bytes)
         except OSError as error:
             self._go_on_without(error)
             return None
-        if len(record) < self._record_bytes or record[8 : 8 + _STAMP] != stamp:
+        if len(record) < length or record[8 : 8 + _STAMP] != stamp:
             return None
         if int.from_bytes(record[:8], "little") != _checksum(memoryview(record)[8:]):
             return None
-        image = np.frombuffer(record, self.image_dtype, offset=_HEAD).reshape(self.image_shape)
+        image = np.frombuffer(record, reading.image_dtype, offset=_HEAD).reshape(reading.image_shape)
         return {"image": image, "size": np.frombuffer(record, "<i4", 2, 8 + _STAMP).astype(np.int32)}
 
     def _store(self, index: int, stamp: bytes, made: dict[str, np.ndarray]) -> None:
         if self._failed:
             return
-        image = np.ascontiguousarray(made["image"], self.image_dtype)
+        image = np.ascontiguousarray(made["image"])
         content = b"".join((stamp, made["size"].astype("<i4").tobytes(), image.tobytes()))
         record = _checksum(content).to_bytes(8, "little") + content
         try:

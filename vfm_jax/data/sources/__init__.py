@@ -23,7 +23,20 @@ from typing import Protocol
 
 import numpy as np
 
-from vfm_jax.data.sources import arrays, embedded, folder, pairs, table, tars, tfds
+from vfm_jax.data.sources import (
+    arrays,
+    coco,
+    compose,
+    embedded,
+    folder,
+    pairs,
+    parquet,
+    segmentation,
+    table,
+    tars,
+    tfds,
+    voc,
+)
 
 
 class Source(Protocol):
@@ -58,12 +71,21 @@ class Source(Protocol):
 
 SOURCES = {
     "arrays": arrays.arrays,
+    "balanced": compose.balanced,
+    "coco": coco.coco,
+    "concat": compose.concat,
     "folder": folder.folder,
+    "mixture": compose.mixture,
     "mnist5k": embedded.mnist5k,
     "pairs": pairs.pairs,
+    "parquet": parquet.parquet,
     "photo_pairs": embedded.photo_pairs,
     "photos": embedded.photos,
+    "repeat": compose.repeat,
+    "segmentation": segmentation.segmentation,
+    "subset": compose.subset,
     "table": table.table,
     "tars": tars.tars,
     "tfds": tfds.tfds,
+    "voc": voc.voc,
 }

@@ -63,6 +63,12 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Class ids of all records, -1 without (int32)."""
+        found = np.full(len(self._rows), -1) if self._labels is None else self._labels[self._rows]
+        return found.astype(np.int32)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {name: values[0] for name, values in self.__getitems__(np.array([index])).items()}
 

@@ -1,6 +1,7 @@
 """Many files under names of their own: the files below a folder, or the members of tar files."""
 
 import collections
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -166,7 +167,15 @@ class Finder:
             if place in self._known:
                 return place
         same = self._by_base.get(os.path.basename(name), [])
-        if len(same) > 1:
-            named = ", ".join(sorted(same)[:3])
+        alike = {place: _parts_in_common(place, name) for place in same}  # the path may be of another machine
+        best = [place for place, number in alike.items() if number == max(alike.values())]
+        if len(best) > 1:
+            named = ", ".join(sorted(best)[:3])
             raise UserError(f"{name!r} is named, and {named} are all called so. Give their paths.")
-        return same[0] if same else None
+        return best[0] if best else None
+
+
+def _parts_in_common(path: str, other: str) -> int:
+    """How many parts of two paths are the same, from their ends on."""
+    pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -33,7 +33,7 @@ class FolderSource:
         """Takes file names relative to `root`, their class ids, and how files are read."""
         self._root = root
         self._files = files
-        self._labels = labels
+        self.labels = labels
         self.class_names = class_names
         self._reading = reading
         self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
@@ -49,7 +49,7 @@ class FolderSource:
         name = self.name(index)
         return {
             **picture(self._reading, lambda: name, name),
-            "label": np.asarray(self._labels[index]),
+            "label": np.asarray(self.labels[index]),
             "index": np.asarray(index, np.int32),
         }
 

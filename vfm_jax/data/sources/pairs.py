@@ -20,7 +20,7 @@ from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
 from vfm_jax.data.tokenizer import LEARNED, Tokenizer, make_tokenizer
 
 _TABLES = (".csv", ".tsv", ".txt")
-_TEXT_COLUMNS = ("caption", "text", "description", "title", "comment")
+TEXT_COLUMNS = ("caption", "text", "description", "title", "comment")
 _LEARNED_FROM = 200_000  # records whose captions make a learned vocabulary; evenly spaced where there are more
 
 Captions = Sequence[str]
@@ -238,7 +238,7 @@ def _read_sidecar(files: Files, name: str) -> str:
         if not name.endswith(".json"):
             return text
         fields = json.loads(text)
-        return str(next(fields[field] for field in _TEXT_COLUMNS if field in fields))
+        return str(next(fields[field] for field in TEXT_COLUMNS if field in fields))
     except (UnicodeDecodeError, json.JSONDecodeError, StopIteration, TypeError) as error:
         raise BadSample(files.describe(name), "corrupt", f"the text cannot be read ({error!r})") from error
 
@@ -281,7 +281,7 @@ def _table_rows(text: str, image_column: str | None, text_column: str | None) ->
         chosen_column(header, given, usual, field)
         for given, usual, field in (
             (image_column, IMAGE_COLUMNS, "image_column"),
-            (text_column, _TEXT_COLUMNS, "text_column"),
+            (text_column, TEXT_COLUMNS, "text_column"),
         )
     ]
     if None in named and len(header) == 2 and is_image(_unnumbered(header[0])):
@@ -289,7 +289,7 @@ def _table_rows(text: str, image_column: str | None, text_column: str | None) ->
         yield _unnumbered(header[0]), header[1]
     else:
         image = header.index(needed_column(header, image_column, IMAGE_COLUMNS, "image_column"))
-        caption = header.index(needed_column(header, text_column, _TEXT_COLUMNS, "text_column"))
+        caption = header.index(needed_column(header, text_column, TEXT_COLUMNS, "text_column"))
     for row in rows:
         if len(row) > max(image, caption):
             yield _unnumbered(row[image].strip()), row[caption].strip()

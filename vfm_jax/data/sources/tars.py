@@ -87,14 +87,14 @@ def _samples(files: Shards, image_key: str | None) -> list[Sample]:
     samples: list[Sample] = []
     for key, members in keys.items():
         plain = [e for e in members if (e == image_key if image_key else f".{e.lower()}" in EXTENSIONS)]
-        if len(plain) > 1:
+        if len(plain) > 1 and len(plain) < len(members):
             raise UserError(
                 f"{key.lstrip('/')} in {files.describe()} has several images: {', '.join(plain)}. "
                 f"Choose one: config.data.image_key={plain[0]!r}."
             )
-        if plain:
+        if len(plain) == 1:
             samples.append((members[plain[0]], members))
-        elif not image_key:  # a name with more dots in it is a file like any other
+        elif not image_key:  # files that happen to begin alike, and names with more dots in them
             samples += [(name, {}) for name in members.values() if is_image(name)]
     if not samples:
         extensions = sorted({extension for members in keys.values() for extension in members})

@@ -1,0 +1,181 @@
+"""COCO's instances and keypoints: one json of all boxes, beside the images."""
+
+import collections
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.tables import nearest
+from vfm_jax.data.decode import MAX_PIXELS, reading
+from vfm_jax.data.sources.boxes import BoxSource, Objects, fault_of
+from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
+from vfm_jax.data.sources.location import existing
+from vfm_jax.data.sources.records import rows_of_split
+from vfm_jax.data.sources.splits import ALL, parse_split
+
+_KINDS = "instances|keypoints|captions|panoptic|stuff"
+
+
+def coco(
+    path: str,
+    *,
+    annotations: str | None = None,
+    split: str | None = None,
+    keypoints: bool = False,
+    max_boxes: int | None = None,
+    canvas_size: int | tuple[int, int] = 640,
+    channels: int = 3,
+    dtype: str = "uint8",
+    value_range: tuple[float, float] | None = None,
+    min_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> BoxSource:
+    """Images and the boxes of their objects, in the order of the images' names.
+
+    Class ids are the places of COCO's categories in the order of their ids, which have gaps. Crowds are passed over;
+    a box that is empty or reaches more than a pixel past the edge is dropped, and a line of `problems`. Captions are
+    for the source `pairs`.
+
+    Args:
+        path: the folder or tar that holds the annotations and the images; or the json itself.
+        annotations: the json, by its path in there; needed among several.
+        split: a word of the json's name ("train" for instances_train2017.json), or its folder's name; or a part of
+            the images, as "train[:90%]" or "all[90%:]".
+        keypoints: read person_keypoints, and give the points too.
+        max_boxes: of an image; the largest are kept. As many as the fullest image of the json has by default.
+        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit, and boxes with them.
+        channels: of the images; this and the next four are those of `data.decode.reading`.
+        dtype: the same.
+        value_range: the same.
+        min_size: the same.
+        max_pixels: the same.
+
+    Raises:
+        UserError: nothing there, no such json or several, one that is not COCO's, or images that are not there.
+    """
+    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
+    files, annotations = _opened(path, annotations)
+    chosen = _annotations(files, annotations, split, "keypoints" if keypoints else "instances")
+    try:
+        content = json.loads(files.read(chosen))
+        names, objects, classes, problems = _read(content, keypoints)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{files.describe(chosen)} cannot be read as COCO's annotations: {error!r}.") from error
+    finder = Finder(name for name in files.names if is_image(name))
+    folders = (
+        "",
+        os.path.dirname(chosen),
+        os.path.splitext(os.path.basename(chosen))[0].rpartition("_")[2],
+        "images",
+    )
+    top = os.path.dirname(os.path.dirname(chosen))
+    found = [finder.find(name, [*folders, *(os.path.join(top, folder) for folder in folders)]) for name in names]
+    missing = [name for name, image in zip(names, found, strict=True) if image is None]
+    if len(missing) == len(names):
+        raise UserError(
+            f"None of the {len(names)} images of {files.describe(chosen)} is in {files.describe()}"
+            f"{f', such as {missing[0]}' if missing else ''}."
+        )
+    problems += [f"{files.describe(chosen)}: {name} is not there, and left out" for name in missing]
+    there = sorted((image, place) for place, image in enumerate(found) if image is not None)
+    part = parse_split(split)
+    rows = rows_of_split(
+        split, [image for image, _ in there], None if part.name == ALL else [part.name] * len(there), str(path)
+    )
+    images, places = [there[row][0] for row in rows], [there[row][1] for row in rows]
+    most = max([1, *(len(one.boxes) for one in objects)]) if max_boxes is None else max_boxes
+    return BoxSource(files, images, [objects[place] for place in places], classes, how, most, problems)
+
+
+def _opened(path: str, annotations: str | None) -> tuple[Files, str | None]:
+    if path.lower().endswith(".json") and annotations is None:
+        file = existing(path, "config.data.path")
+        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        return Folder(root), os.path.relpath(file, root)
+    return open_files(path), annotations
+
+
+def _annotations(files: Files, given: str | None, split: str | None, kind: str) -> str:
+    """The json that is meant."""
+    tables = [name for name in files.names if name.lower().endswith(".json")]
+    if given is not None:
+        if given not in files.names:
+            raise UserError(
+                f"config.data.annotations is {given!r}, which is not in {files.describe()}.{nearest(given, tables)}"
+            )
+        return given
+    named = [name for name in tables if kind in os.path.basename(name).lower()]
+    candidates = named or [name for name in tables if not re.search(_KINDS, os.path.basename(name).lower())]
+    part = parse_split(split)
+    if part.name != ALL:
+        of_split = [name for name in candidates if part.name in _words(name)]
+        if not of_split and candidates:
+            raise UserError(
+                f"split is {split!r}, but no json of {kind} in {files.describe()} is named so: "
+                f"{', '.join(candidates[:6])}."
+            )
+        candidates = of_split
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise UserError(
+            f"{files.describe()} has several jsons of {kind}: {', '.join(candidates[:6])}. Choose one: "
+            f"config.data.annotations={candidates[0]!r}, or its split."
+        )
+    raise UserError(
+        f"No COCO {kind} in {files.describe()}: looked for a json with {kind!r} in its name, and found "
+        f"{', '.join(tables[:6]) or 'no json'}."
+    )
+
+
+def _words(name: str) -> set[str]:
+    """What a split may be called that the json is of: words of its name, with and without the year, its folder."""
+    words = re.split(r"[^a-zA-Z0-9]+", os.path.splitext(os.path.basename(name))[0])
+    return {*words, *(word.rstrip("0123456789") for word in words), os.path.basename(os.path.dirname(name))}
+
+
+def _read(content: Mapping[str, Any], keypoints: bool) -> tuple[list[str], list[Objects], tuple[str, ...], list[str]]:
+    """Names of the images, what lies in each, class names, and what was dropped."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    if keypoints:
+        categories = [category for category in categories if category.get("keypoints")]
+    ids = {category["id"]: place for place, category in enumerate(categories)}
+    names, objects, places, problems = [], [], {}, []
+    for image in content["images"]:
+        places[image["id"]] = len(names)
+        names.append(str(image["file_name"]))
+        objects.append(Objects((int(image["height"]), int(image["width"])), [], [], []))
+    if any(min(one.size) < 1 for one in objects):
+        raise ValueError("an image without height and width")
+    passed: collections.Counter[str] = collections.Counter()
+    for annotation in content["annotations"]:
+        if annotation.get("iscrowd"):
+            passed["crowds"] += 1
+            continue
+        if annotation["image_id"] not in places or annotation["category_id"] not in ids:
+            passed["boxes of images or categories that are not listed"] += 1
+            continue
+        place, label = places[annotation["image_id"]], ids[annotation["category_id"]]
+        x, y, width, height = map(float, annotation["bbox"])
+        box = (x, y, x + width, y + height)
+        if fault := fault_of(box, objects[place].size):
+            problems.append(f"{names[place]}: the box {annotation.get('id')} of {categories[label]['name']} "
+                            f"{_shown(box)} {fault}, and is dropped")  # fmt: skip
+            continue
+        if keypoints:
+            flat = [float(value) for value in annotation["keypoints"]]
+            points = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
+            if len(points) != len(categories[label]["keypoints"]):
+                raise ValueError(f"{len(points)} keypoints, of {len(categories[label]['keypoints'])}")
+            objects[place].keypoints.append(points)
+        objects[place].boxes.append(box)
+        objects[place].labels.append(label)
+    problems += [f"{count} {kind} passed over" for kind, count in passed.items()]
+    return names, objects, tuple(str(category["name"]) for category in categories), problems
+
+
+def _shown(box: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:g}' for value in box)})"
