@@ -488,10 +488,11 @@ def test_the_missing_extra_is_named(monkeypatch, picture):
 
 
 def test_a_compression_that_is_not_read_is_named(picture):
-    data = _tiff(_wide(picture(16, 16)), photometric="rgb", compression="jpeg2000")
-    with pytest.raises(BadSample, match="compression 34712") as error:
-        decode(data)
-    assert error.value.reason == "unsupported"
+    image = picture(16, 16)
+    for values, compression, number in ((_wide(image), "jpeg2000", 34712), (image, "webp", 50001)):
+        with pytest.raises(BadSample, match=f"compression {number}") as error:
+            decode(_tiff(values, photometric="rgb", compression=compression))
+        assert error.value.reason == "unsupported"
 
 
 def test_files_damaged_at_random_are_arrays_or_bad_samples(kinds, encoded, picture):

@@ -38,6 +38,7 @@ _COLOUR_SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _
 _DTYPES = {1: "uint", 2: "int", 3: "float"}  # by sample format
 # None, LZW, deflate (twice), PackBits, LZMA, Zstandard: codecs whose data cannot claim a size of their own.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
+_PICTURE_COMPRESSIONS = (*_COMPRESSIONS, 2, 3, 4, 6, 7)  # and those of fax, and JPEG, whose size libtiff compares
 
 
 class Tiff(NamedTuple):
@@ -127,8 +128,7 @@ def decode_tiff(content: bytes, header: Header, name: str = "a TIFF") -> Shaped[
         BadSample: it is cut off, damaged, or compressed in a way that is not read; or the extra `tiff` is missing.
     """
     own: Tiff = header.own
-    codecs = TiffImagePlugin.COMPRESSION_INFO if own.is_picture else _COMPRESSIONS
-    if own.compression not in codecs:
+    if own.compression not in (_PICTURE_COMPRESSIONS if own.is_picture else _COMPRESSIONS):
         raise BadSample(name, "unsupported", f"a TIFF of {header.dtype} with compression {own.compression}")
     if own.is_picture:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as image:
