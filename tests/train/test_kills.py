@@ -1,0 +1,230 @@
+"""Runs killed with -9 again and again, at random moments: each ends as the one never stopped.
+
+A server that has imported everything forks a run in no time, so that a start, some steps and a kill take a second or
+two of a processor. Workers start as they always do, from nothing.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="follows processes in /proc")
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+STEPS, BATCH, IMAGES, DAMAGED = 60, 16, 40, (3, 17, 28)
+
+# Reads jobs, a line of JSON each; forks a run for it, prints its process and then how it ended.
+SERVER = """
+import json, os, sys, time
+
+if __name__ == "__main__":
+    import grain, orbax.checkpoint
+    from vfm_jax.train.loop import train
+    from vfm_jax.train.record import Watch
+
+    stepped = Watch.stepped
+
+    def step_slowly(*args):  # there is time to be killed in, at no cost
+        time.sleep(0.03)
+        stepped(*args)
+
+    Watch.stepped = step_slowly
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            output = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1), os.dup2(output, 2)
+            try:
+                train(job["recipe"], job["workdir"])
+                os._exit(0)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+class Server:
+    """Forks runs, one at a time."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        script = folder / "server.py"
+        script.write_text(SERVER, encoding="utf-8")
+        env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+        env.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, script], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, workdir, workers):
+        data = dict(
+            name="folder", path=str(self.folder / "images"), canvas_size=16, batch_size=BATCH, workers=workers
+        )
+        recipe = dict(
+            total_steps=STEPS,
+            log_every_steps=1,
+            data=data | dict(threads=2, max_bad_ratio=0.2),
+            views=dict(image=dict(ops=(dict(name="flip"), dict(name="normalize", mean=0.5, std=0.25)))),
+            networks=dict(
+                encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
+                head=dict(name="linear_head", num_classes=2),
+            ),
+            objective=dict(name="supervised"),
+            optimizer=dict(name="adamw"),
+            schedule=dict(name="constant", base=1e-2),
+            ema=dict(momentum=0.9),
+            checkpoints=dict(every_steps=4),
+        )
+        job = dict(recipe=recipe, workdir=str(workdir), log=str(workdir) + ".log")
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    noise = np.random.default_rng(0)
+    for i in range(IMAGES):
+        file = folder / "images" / "ab"[i % 2] / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+        if i in DAMAGED:
+            file.write_bytes(file.read_bytes()[: 60 if i % 2 else 300])
+    server = Server(folder)
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def unbroken(server):
+    """Its folder, and the seconds until its first step and after it."""
+    workdir, began = server.folder / "unbroken", time.monotonic()
+    server.start(workdir, 0)
+    while _steps(workdir) == 0 and not _has_ended(server):
+        time.sleep(0.01)
+    first = time.monotonic()
+    assert server.wait() == 0, (server.folder / "unbroken.log").read_text()
+    return workdir, first - began, time.monotonic() - first
+
+
+def _has_ended(server):
+    log = server.folder / "unbroken.log"
+    return log.exists() and "Traceback" in log.read_text()
+
+
+def _steps(workdir):
+    metrics = workdir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def _children(parent):
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit() and _parent_of(entry) == parent:
+            found.append(entry)
+    return found
+
+
+def _parent_of(entry):
+    """None for a process that is gone, or only waits to be buried."""
+    try:
+        state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def _wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def _kill_some_time(server, process, workdir, before, chance, seconds):
+    """At any moment of the start, or of the steps after it; how the run ended."""
+    to_start, to_end = seconds
+    if chance.random() < 0.7:
+        _wait_until(lambda: _steps(workdir) != before or _parent_of(pathlib.Path(f"/proc/{process}")) is None, 120)
+        time.sleep(chance.uniform(0, 0.3 * to_end))
+    else:
+        time.sleep(chance.uniform(0, to_start))
+    workers = _children(process)
+    os.kill(process, signal.SIGKILL)  # where it has ended by itself, the server has yet to say so, or just did
+    status = server.wait()
+    assert _wait_until(lambda: not [w for w in workers if _parent_of(w) is not None], 20), "a process was left behind"
+    return status
+
+
+def _outcome(workdir):
+    """All that must be the same: checksums of parameters, moments, averages; losses; and the bad records."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    manifest = json.loads((workdir / "checkpoints" / "train" / str(STEPS) / "manifest.json").read_text())["content"]
+    summary = json.loads((workdir / "summary.json").read_text())
+    ledger = [json.loads(line) for line in (workdir / "bad_samples.jsonl").read_text().splitlines()]
+    return (
+        manifest["leaves"],
+        [(row["loss"], row["gradient_norm"]) for row in rows],
+        sorted(ledger, key=lambda row: row["index"]),
+        summary["bad_samples"]["reasons"],
+    )
+
+
+def _kill(server, unbroken, workers, kills, seed):
+    """Runs to the end, each as often as it takes, until so many kills have hit."""
+    reference, *seconds = unbroken
+    chance, run = random.Random(seed), 0
+    while kills:
+        workdir, resumed = server.folder / f"run_{workers}_{seed}_{run}", 0
+        while True:
+            before = _steps(workdir)
+            process = server.start(workdir, workers)
+            if kills:
+                status = _kill_some_time(server, process, workdir, before, chance, seconds)
+            else:
+                status = server.wait()
+            if status == 0:
+                break
+            assert status == signal.SIGKILL, pathlib.Path(f"{workdir}.log").read_text()
+            kills -= 1
+            resumed += 1
+        assert _outcome(workdir) == _outcome(reference)
+        run += 1
+
+
+def test_a_run_sees_its_bad_records(unbroken):
+    leaves, _, ledger, reasons = _outcome(unbroken[0])
+    assert sorted(row["index"] for row in ledger) == sorted(i // 2 + i % 2 * (IMAGES // 2) for i in DAMAGED)
+    assert sum(reasons.values()) == len(DAMAGED)
+    assert any(name.startswith("ema/") for name in leaves)
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 14), (2, 4), (4, 2)])
+def test_killed_at_random_moments(server, unbroken, workers, kills):
+    _kill(server, unbroken, workers, kills, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "kills"), [(0, 60), (2, 24), (4, 16)])
+def test_killed_at_a_hundred_random_moments(server, unbroken, workers, kills):
+    _kill(server, unbroken, workers, kills, seed=1)
