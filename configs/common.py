@@ -7,7 +7,7 @@ import ml_collections
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-TINY_BATCH, TINY_STEPS = 64, 60
+TINY_BATCH, TINY_STEPS, TINY_VIEWS = 64, 60, 4
 TINY_NETWORKS = {
     "bit": dict(depths=(1, 1, 1, 1), widths=(32, 32, 48, 64), stem_width=16, groups=8),
     "conv_decoder": dict(width=48, depth=2, groups=4),
@@ -99,12 +99,15 @@ def dino_crops(global_scale: tuple[float, float], local_scale: tuple[float, floa
 def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.ConfigDict:
     """The same method at toy size on the embedded photographs: under a minute on two CPU cores, no download.
 
-    Networks are narrow and shallow, batches have 64 images, crops keep their proportions to the first view, which
-    gets `image_size` pixels, and whatever lasted a share of the run lasts that share of 60 steps. Methods, losses,
-    augmentations and the kinds of optimizer and schedule stay.
+    Networks are narrow and shallow, batches have 64 images, of many local crops there are four, crops keep their
+    proportions to the first view, which gets `image_size` pixels, and whatever lasted a share of the run lasts that
+    share of 60 steps. Methods, losses, augmentations and the kinds of optimizer and schedule stay.
     """
     full = c.to_dict()
     pixels = _first_size(full["views"])
+    if "eval_views" not in full:  # of data without a test split
+        normalize = [op for field in full["views"].values() for op in _ops(field) if op["name"] == "normalize"]
+        full["eval_views"] = dict(image=dict(ops=(dict(name="resize", size=pixels), normalize[0])))
     small = _in_percent(full, full) | {
         "title": f"{full.get('title', 'A recipe')}, at toy size",
         "dtype": "float32",
@@ -131,7 +134,8 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
         small["stages"] = tuple({f: v for f, v in stage.items() if f != "data"} | short for stage in stages)
     batch = full["data"]["batch_size"]
     proportional = small["optimizer"]["name"] in ("lars", "sgd")  # steps of Adam's kind do not shrink with batches
-    ratio = TINY_BATCH / batch if proportional else 1e-3 / small["schedule"]["base"]
+    rate = max(small["schedule"]["base"], small["schedule"].get("end") or 0.0)  # it may rise to the end
+    ratio = TINY_BATCH / batch if proportional else 1e-3 / rate
     for end in ("base", "start", "end"):
         if end in small["schedule"]:
             small["schedule"][end] *= ratio
@@ -166,10 +170,12 @@ def _small(network: dict | None) -> dict | None:
 
 
 def _scaled(value: object, scale: float) -> object:
-    """A spec of views with every size in pixels scaled, to a multiple of four."""
+    """A spec of views with every size in pixels scaled, to a multiple of four, and no more views than a few."""
     if isinstance(value, dict):
         sizes = {field: value[field] for field in ("size", "resize_shorter") if field in value}
         smaller = {field: max(12, 4 * round(size * scale / 4)) for field, size in sizes.items()}
+        if value.get("num_views"):
+            smaller["num_views"] = min(value["num_views"], TINY_VIEWS)
         return {field: _scaled(inner, scale) for field, inner in value.items()} | smaller
     return tuple(_scaled(inner, scale) for inner in value) if isinstance(value, tuple | list) else value
 

@@ -1,6 +1,7 @@
 """How a recipe is compared with the facts collected of its paper, for all methods; `recipes/METHOD.py` adds its own.
 
-A module there has STAGES: (method, variant, stage) of tests/golden/recipes.json -> the recipe; READERS: path of a
+A module there has STAGES: (method, variant, stage) of tests/golden/recipes.json, or that may come to be there -> the
+recipe; READERS: path of a
 fact -> function of the completed recipe; PROSE: paths that are words, results or hardware. A reader may compute, but
 holds no number of its own. (`from tests.recipe_facts import given, op, ...`)
 """

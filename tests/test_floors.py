@@ -27,7 +27,8 @@ ALLOWED = {
     "train": {"experiment", "report", "core"},
     "export": {"train", "experiment", "weights", "core"},
     "plan": {"train", "experiment"},
-    "cli": {"", "export", "plan", "train", "embed", "experiment"} | FLOOR_1 | BELOW_EXPERIMENT,
+    "data_report": {"train", "experiment", "data", "report", "core"},
+    "cli": {"", "export", "plan", "train", "embed", "data_report", "experiment"} | FLOOR_1 | BELOW_EXPERIMENT,
 }
 
 CONFIG_READERS = {"cli.py", "experiment.py", "train/stages.py"}

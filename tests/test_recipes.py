@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -42,7 +43,43 @@ def _load(path):
 
 
 METHODS = [_load(path) for path in sorted((ROOT / "tests" / "recipes").glob("*.py"))]
-STAGES = {stage: (location, method) for method in METHODS for stage, location in method.STAGES.items()}
+
+
+def _facts(stage):
+    """The fields of a stage; None where the facts have no such one."""
+    return functools.reduce(lambda place, name: place and place.get(name), stage, FACTS)
+
+
+STAGES = {  # a method may name more than the facts at hand hold
+    stage: (location, method)
+    for method in METHODS
+    for stage, location in method.STAGES.items()
+    if _facts(stage) is not None
+}
+
+# Facts of no recipe of ours: of a method, or of one stage.
+NO_RECIPE = {
+    **dict.fromkeys(("siglip2", "beit_v2", "aimv2", "cappa", "coca"), "no objective of ours"),
+    **dict.fromkeys(("flexivit", "naflex"), "images of many sizes in one batch: the networks take them, no recipe"),
+    "depth_growth": "networks that grow from stage to stage",
+    "eval_protocols": "protocols of evaluators, detectors and segmenters",
+    "robustness": "test sets, and how they are scored",
+    "vit_shapes": "the sizes of ViTs, in a table",
+    "mae/transfer/detection_segmentation": "detection and segmentation",
+    "augreg/presets/augmentation": "names that the readers of AugReg's recipes look up",
+    **dict.fromkeys(
+        (
+            *(f"dinov2/vit_{size}14/distill_from_g14" for size in "sbl"),
+            *(f"dinov2/vit_{size}14_reg4/pretrain_with_registers" for size in "sbl"),
+            *(f"dinov2/eval/{kind}" for kind in ("linear", "knn")),
+            *(f"dinov3/vit_{size}/released_distilled" for size in ("s16", "s16plus", "b16", "h16plus")),
+            *(f"dinov3/vit_l16/{kind}" for kind in ("distill_lvd1689m", "dinotxt_text_alignment")),
+            "dinov3/convnext/distill_example",
+            *(f"dinov3/eval/{kind}" for kind in ("ade20k_linear", "linear_and_knn")),
+        ),
+        "distillation and evaluation of DINOv2 and DINOv3, to come",
+    ),
+}
 
 MAE = "configs/masked/mae_vit_b16_in1k.py"
 RECIPES = sorted(
@@ -93,6 +130,8 @@ def _recipe(location, *overrides):
 
 
 def _says_the_same(ours, fact):
+    if isinstance(fact, str) and (parts := re.fullmatch(r"(\d+) per (?:GPU|core|device) x (\d+)", fact)):
+        fact = int(parts[1]) * int(parts[2])  # a batch, told by its parts
     if isinstance(fact, str):
         return isinstance(ours, str) and fact.lower().startswith(ours.lower())
     if isinstance(fact, list):
@@ -100,9 +139,29 @@ def _says_the_same(ours, fact):
     return ours == pytest.approx(fact, rel=1e-3 if fact == 1.333 else 1e-9)
 
 
+def _stages_with_facts():
+    """Every stage that has a field to compare, of the methods that have a recipe."""
+    for method, variants in FACTS.items():
+        if method.startswith("_") or method in NO_RECIPE:
+            continue
+        for variant, stages in variants.items():
+            for stage, facts in stages.items() if not variant.startswith("_") else ():
+                if set(facts) - PROSE - {"note"}:
+                    yield method, variant, stage
+
+
+def test_every_stage_of_the_facts_has_a_recipe():
+    found = list(_stages_with_facts())
+    missing = ["/".join(stage) for stage in found if stage not in STAGES and "/".join(stage) not in NO_RECIPE]
+    assert not missing, f"{len(missing)} stages are compared with nothing: {', '.join(missing)}"
+    known = {*FACTS, *("/".join(stage) for stage in found)}
+    covered = {*("/".join(stage) for stage in STAGES), *(stage[0] for stage in STAGES)}
+    assert NO_RECIPE.keys() <= known - covered  # none too many
+
+
 @pytest.mark.parametrize("stage", STAGES, ids="/".join)
 def test_every_structured_field_equals_the_source(stage):
-    facts = functools.reduce(lambda place, name: place[name], stage, FACTS)
+    facts = _facts(stage)
     location, method = STAGES[stage]
     unverified = facts.get("unverified", ())
     readers, prose = READERS | getattr(method, "READERS", {}), PROSE | getattr(method, "PROSE", set())
@@ -167,7 +226,12 @@ class OnlyShapes:
 @pytest.fixture
 def only_shapes(monkeypatch):
     """ImageNet-1k, ImageNet-21k and CIFAR-10 by their sizes; any other data set, and a folder, of a million."""
-    sizes = {"imagenet2012": (1_281_167, 1000), "imagenet21k": (13_153_500, 21_843), "cifar10": (50_000, 10)}
+    sizes = {
+        "imagenet2012": (1_281_167, 1000),
+        "imagenet2012_subset/1pct": (12_811, 1000),
+        "imagenet21k": (13_153_500, 21_843),
+        "cifar10": (50_000, 10),
+    }
 
     @functools.wraps(SOURCES["tfds"])
     def tfds(dataset, *, canvas_size, **fields):
@@ -243,6 +307,13 @@ def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, locati
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
+
+
+def test_every_recipe_has_a_toy_size_with_images_to_look_at_while_it_trains():
+    for location in RECIPES:
+        recipe = _recipe(f"{location}:tiny")
+        assert recipe["data"]["name"] in ("photos", "photo_pairs"), location
+        assert recipe["evals"] and recipe["eval_views"], location
 
 
 @pytest.mark.parametrize("location", _first_of_each(RECIPES, lambda location: pathlib.Path(location).parent))

@@ -1,4 +1,4 @@
-"""The command `vfm`: train, evaluate, report, inspect, show a config; weights in and out, and features of images.
+"""The command `vfm`: train, evaluate, report, inspect, show a config; look at data; weights in and out, and features.
 
     vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
     vfm eval    --workdir=DIR [--config.FIELD=VALUE ...] [--json]
@@ -6,6 +6,10 @@
     vfm report  --workdir=DIR
     vfm inspect --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
     vfm config  --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
+
+    vfm data       CONFIG|PATH [--out=data_report.html] [--json]   what is in it, what is wrong, how fast it is read
+    vfm data stats CONFIG|PATH [--write=RECIPE.py] [--json]        mean and std of each channel, for normalize
+    vfm data index CONFIG|PATH [--json]                            reads it once and keeps what it found
 
     vfm weights list [--json]                                   public checkpoints by name
     vfm weights inspect PATH [--names] [--json]                 what a file holds, and how it would be read
@@ -16,6 +20,8 @@
 
 PATH is a file, a folder, a name from `vfm weights list`, or hf:OWNER/REPOSITORY. Where a file does not tell, say
 --heads=N, --family=NAME or --image-size=N (inspect, import, verify, embed).
+CONFIG is FILE.py[:ARG], and takes --config.FIELD=VALUE; a PATH of images takes --config.data.FIELD=VALUE. --limit=N
+looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, says what a recipe needs (`data`).
 `train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
@@ -27,7 +33,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vfm_jax import __version__
@@ -97,9 +103,11 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _dispatch(name: str, words: Sequence[str]) -> int:
-    if name == "weights":
-        words = list(words)
-        name = f"weights {words.pop(0)}" if words and not words[0].startswith("-") else name
+    words = list(words)
+    if name == "weights" and words and not words[0].startswith("-"):
+        name = f"weights {words.pop(0)}"
+    if words and f"{name} {words[0]}" in COMMANDS:  # a folder of that name is ./stats
+        name = f"{name} {words.pop(0)}"
     if name not in COMMANDS:
         if name.split()[0] == "weights":
             listed = [word.split()[1] for word in COMMANDS if word.startswith("weights ")]
@@ -503,6 +511,256 @@ def _embed(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
         print(f"{len(made.bad)} could not be read ({name}: {reason}); all are in {made.path.name}.bad.jsonl.")
 
 
+def _data(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax import data_report
+    from vfm_jax.report.data_page import findings, write_page
+
+    out = pathlib.Path(flags.get("out", "data_report.html"))
+    _check_page(out)
+    limit, (step_seconds, step_from) = _limit(flags), _step_seconds(flags)
+    experiment, splits = _splits(flags, overrides)
+    if step_seconds and not experiment:
+        raise _Mistake("--step-seconds and --workdir say how fast a recipe trains; with a PATH there is none.")
+    with _bars() as progress:
+        indexes = data_report.measure(splits, limit=limit, progress=progress, say=_tell)
+    title = flags["what"] if experiment else os.path.basename(os.path.normpath(flags["what"]))
+    made = data_report.report(
+        title, splits, indexes, experiment=experiment, step_seconds=step_seconds, step_from=step_from
+    )
+    if "json" in flags:
+        print(json.dumps(_finite(made.facts), indent=1))
+    else:
+        _print(_overview(made.facts["splits"]), flags, flags["what"])
+        for line in findings(made.facts) or ["Nothing wrong was found."]:
+            print(line)
+        if made.facts["normalize"]:
+            print(f"For a recipe: {made.facts['normalize']}")
+        if rate := made.facts["rate"]:
+            print(
+                f"One core reads {rate['images_per_core_second']:,.0f} images a second, of {rate['num_cores']} here."
+            )
+        if needs := made.facts["needs"]:
+            for row in needs["rows"]:
+                wanted = f"{row['images_per_second']:,.0f} images/s, {row['cores']:.2g} cores"
+                print(f"  A step of {row['step_seconds']:g} s needs {wanted}: {row['verdict']}.")
+            print(needs["said"])
+    path = write_page(out, made.facts, made.pictures)
+    print(f"Page: {path}", file=sys.stderr if "json" in flags else sys.stdout)
+
+
+def _overview(splits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def size(facts: Mapping[str, Any]) -> str:
+        return " x ".join(str(facts["size"][side]["median"]) for side in ("height", "width")) if facts["size"] else ""
+
+    return [
+        {
+            "split": name,
+            "records": facts["num_records"],
+            "looked at": facts["num_read"],
+            "bad": facts["num_bad"],
+            "classes": len(facts["classes"]) or None,
+            "median size": size(facts),
+            "channels": facts["channels"],
+            "dtype": facts["dtype"],
+        }
+        for name, facts in splits.items()
+    ]
+
+
+def _data_index(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax import data_report
+
+    limit = _limit(flags)
+    _, splits = _splits(flags, overrides)
+    with _bars() as progress:
+        indexes = data_report.measure(splits, limit=limit, progress=progress, say=_tell)
+    rows = [
+        {
+            "split": name,
+            "records": len(splits[name].source),
+            "read now": index.num_read,
+            "from before": len(index.rows) - index.num_read,
+            "bad": int((~index.good).sum()),
+        }
+        for name, index in indexes.items()
+    ]
+    _print(rows, flags, flags["what"])
+
+
+def _data_stats(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax import data_report
+    from vfm_jax.core.errors import UserError
+
+    limit, write = _limit(flags), flags.get("write")
+    recipe, _ = _what(flags, overrides)
+    places = _normalizations(recipe) if recipe else []
+    if write and not recipe:
+        raise _Mistake("--write writes a recipe anew, and a PATH has none; give a CONFIG.")
+    if write and not places:
+        raise UserError(f"{flags['what']} has no normalize among its views: nothing to write into. Add one to views.")
+    if write and (os.path.exists(write) or not write.endswith(".py")):
+        raise UserError(f"--write={write}: expected the name of a .py file that is not there yet.")
+    _, splits = _splits(flags, overrides)
+    first = next(iter(splits))
+    with _bars() as progress:
+        indexes = data_report.measure({first: splits[first]}, limit=limit, progress=progress, say=_tell)
+    found = data_report.statistics_of(indexes[first])
+    mean, std = data_report.rounded(found)
+    if not mean:
+        raise UserError(f"{flags['what']} has no image that can be read: nothing to measure.")
+    fields = ("mean", "std", "low", "high", "not_finite_ratio")
+    rows = [{"channel": c} | {name: getattr(found, name)[c] for name in fields} for c in range(len(mean))]
+    _print(rows, flags, f"{found.num_images:,} images of {first}, {found.num_pixels:,} pixels")
+    say = sys.stderr if "json" in flags else sys.stdout
+    for c in (c for c, value in enumerate(found.std) if not value):
+        print(f"Channel {c} never changes; its std is written as 1.", file=say)
+    print(data_report.normalize_line(found), file=say)
+    for place in places:
+        print(f"  --config.{place}.mean='{mean!r}' --config.{place}.std='{std!r}'", file=say)
+    if write and recipe:
+        text = _with_normalization(recipe, places, mean, std)
+        about = f"{flags['what']} with the mean and std of {found.num_images:,} of its own training images."
+        _write_recipe(pathlib.Path(write), text, about)
+        print(f"Written to {write}: vfm train --config={write} ...", file=say)
+
+
+def _is_recipe(what: str) -> bool:
+    return what.partition(":")[0].endswith(".py")
+
+
+def _what(flags: Flags, overrides: Sequence[tuple[str, str]]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The recipe of a CONFIG; or None, and how the images of a PATH are read."""
+    what = flags["what"]
+    if _is_recipe(what):
+        return override(load_recipe(what), overrides, what), {}
+    from vfm_jax.core.tables import keywords
+    from vfm_jax.data.sources import SOURCES
+    from vfm_jax.data_report import spec_at
+
+    spec = spec_at(what)
+    if other := next((path for path, _ in overrides if path.split(".")[0] != "data"), None):
+        raise _Mistake(f"--config.{other} means nothing for a PATH; of it, --config.data.FIELD can be set.")
+    defaults = {
+        name: None if p.default is p.empty else p.default for name, p in keywords(SOURCES[spec["name"]]).items()
+    }
+    read = _overridden({"data": defaults | spec}, overrides, what)["data"]
+    return None, {name: value for name, value in read.items() if name in spec or value != defaults.get(name)}
+
+
+def _splits(flags: Flags, overrides: Sequence[tuple[str, str]]) -> tuple[Any, dict[str, Any]]:
+    """The experiment of a CONFIG, or None; and the splits of its data by name, or those of a PATH."""
+    from vfm_jax.data_report import splits_at, splits_of
+
+    recipe, spec = _what(flags, overrides)
+    return splits_of(recipe) if recipe else (None, splits_at(spec))
+
+
+def _normalizations(recipe: Mapping[str, Any]) -> list[str]:
+    """Where the recipe normalizes: dotted paths of the operations, in its views and those of its stages."""
+    found: list[str] = []
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Mapping) and value.get("name") == "normalize" and {"mean", "std"} <= set(value):
+            found.append(path)
+        elif isinstance(value, Mapping | tuple | list):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for name, item in items:
+                walk(item, f"{path}.{name}")
+
+    for field in ("views", "eval_views", "stages"):
+        walk(recipe.get(field, ()), field)
+    return found
+
+
+def _with_normalization(
+    recipe: Mapping[str, Any], places: Sequence[str], mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    full = _thaw(recipe)
+    for place in places:
+        operation = full
+        for name in place.split("."):
+            operation = operation[int(name) if isinstance(operation, list) else name]
+        operation |= {"mean": mean, "std": std}
+    return _freeze(full)
+
+
+def _write_recipe(path: pathlib.Path, recipe: Mapping[str, Any], about: str) -> None:
+    """A recipe file with every field written out; what it holds are numbers, words, tuples and dicts."""
+    import pprint
+
+    text = pprint.pformat(dict(recipe), width=110, sort_dicts=False, compact=True)
+    path.write_text(
+        f'"""{about} Every field stands here; edit it as any recipe."""\n\n'
+        "import ml_collections\n\n\n"
+        "def get_config() -> ml_collections.ConfigDict:\n"
+        '    """The recipe."""\n'
+        f"    return ml_collections.ConfigDict({text})\n",
+        encoding="utf-8",
+    )
+
+
+def _check_page(out: pathlib.Path) -> None:
+    from vfm_jax.core.errors import UserError
+
+    if out.suffix not in (".html", ".htm") or out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"--out={out}: expected the name of an .html file, in a folder that is there.")
+
+
+def _limit(flags: Flags) -> int | None:
+    return _number(flags, "limit", 0) or None
+
+
+def _step_seconds(flags: Flags) -> tuple[float | None, str]:
+    """How long a step of the recipe takes, and who says so."""
+    if "step-seconds" in flags:
+        value = _tolerance(flags, "step-seconds")
+        if not value:
+            raise _Mistake("--step-seconds=0: expected a number above zero.")
+        return value, "--step-seconds"
+    if "workdir" not in flags:
+        return None, ""
+    from vfm_jax.core.errors import UserError
+
+    path = pathlib.Path(flags["workdir"]) / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return summary["batch_size"] / summary["images_per_second"], str(path)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"--workdir={flags['workdir']}: {path} does not say how fast it trained. Give the folder of a run, or "
+            "--step-seconds=N."
+        ) from error
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    """For JSON, which has no NaN."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars on the error output: name of what is read -> what takes the number done, and of all."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], TextColumn("{task.completed:,.0f}/{task.total:,.0f} records"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            task = bars.add_task(name, total=1)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield begin
+
+
 def _refuse(overrides: Sequence[tuple[str, str]]) -> None:
     if overrides:
         raise _Mistake(f"--config.{overrides[0][0]} means nothing here: this command has no recipe.")
@@ -561,6 +819,11 @@ COMMANDS = {
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "json": True}),
     "config": Command(_config, {"config": False, "json": True}),
+    "data": Command(
+        _data, {"limit": False, "out": False, "step-seconds": False, "workdir": False, "json": True}, ("what",)
+    ),
+    "data stats": Command(_data_stats, {"limit": False, "write": False, "json": True}, ("what",)),
+    "data index": Command(_data_index, {"limit": False, "json": True}, ("what",)),
     "weights list": Command(_weights_list, {"json": True}),
     "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",), ("path",)),
     "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",), ("path",)),

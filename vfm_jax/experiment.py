@@ -19,12 +19,16 @@ from vfm_jax.augment.views import build_views, listed
 from vfm_jax.core.durations import UNITS, Clock, read_duration, read_durations
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
-from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_batch, make_mesh
+from vfm_jax.core.memory import device_memory
+from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_batch, make_mesh, replicated
 from vfm_jax.core.tables import build, check_fields, keywords, lookup
 from vfm_jax.core.types import Batch
+from vfm_jax.data.cache import cached
+from vfm_jax.data.crop import Crop, CroppedSource
 from vfm_jax.data.device import Prefetch, prefetch
 from vfm_jax.data.ledger import Ledger, bad_samples
 from vfm_jax.data.pipeline import HOST_FIELDS, HostBatch, blank_rows, check_loader, eval_batches, train_batches
+from vfm_jax.data.resident import STORED, on_every_device, read_whole, stored_bytes, take_rows
 from vfm_jax.data.sources import SOURCES, Source
 from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
@@ -70,6 +74,10 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BASELINES = ("random_init", "raw_pixels")
 # Of `config.data`, for the pipeline: data.pipeline.train_batches.
 LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
+# Of `config.data` too: what is made of a source's images, and where they are held.
+HOLDING = {"crop": None, "cache": None, "resident": None}
+RESIDENT_BYTES, RESIDENT_RATIO = 2**29, 0.1  # of a device's memory: what a data set may take of it unasked
+PROBED = "eval train"  # a name for the evaluators' own training data
 # Of a whole run: `train` reads them.
 RUN_FIELDS = {"stages": (), "start_from": "", "branch_from": "", "carry": (".*",)}
 
@@ -93,14 +101,17 @@ class Experiment:
 
     Attributes:
         source: what is trained on.
+        resident: whether its images lie on the devices from the start; see `data.resident`.
         eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
         loader: what the data pipeline takes of `config.data`.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
+        mixes: whether they blend the images of a batch with one another.
         eval_views: the same for evaluation, without randomness.
         initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
         fill_frozen: fresh extra -> the same with its frozen networks as their files have them, and an account; None
             where no network has a file.
         sample: a host batch of two blank examples, for shapes.
+        denormalizers: "train" and "test" -> field of the views -> from what the network sees to [0, 1].
         abstract_params: shapes of the parameters.
     """
 
@@ -108,9 +119,11 @@ class Experiment:
     seed: int
     stage: int
     source: Source
+    resident: bool
     eval_sources: Mapping[str, Source]
     loader: Mapping[str, Any]
     views: Callable[[jax.Array, Batch], Batch]
+    mixes: bool
     eval_views: Callable[[jax.Array, Batch], Batch] | None
     initialize: Callable[[Any, Any], tuple[Any, Any, str]] | None
     fill_frozen: Callable[[Any], tuple[Any, str]] | None
@@ -130,6 +143,7 @@ class Experiment:
     evaluations: Mapping[str, Evaluation]
     baselines: Mapping[str, Mapping[str, Evaluator]]
     denormalize: Callable[[np.ndarray], np.ndarray]
+    denormalizers: Mapping[str, Mapping[str, Callable[[np.ndarray], np.ndarray]]]
     save_every_steps: int
     keep_checkpoints: int
     log_every_steps: int
@@ -142,8 +156,15 @@ class Experiment:
             start_step: number of the first batch.
             ledger: where records that cannot be used are written down.
         """
+        source, loader, stored = self.source, self.loader, {}
+        left_out = (*HOST_FIELDS, *_implied(source))
+        if self.resident:
+            source, whole = read_whole(self.source, threads=loader["threads"])
+            loader = {**loader, "workers": 0}  # there is nothing left to decode
+            stored = {STORED: on_every_device(whole, replicated(self.mesh))}
+            left_out = (*left_out, "image")  # it has no pixels
         host = train_batches(
-            self.source,
+            source,
             batch_size=self.batch_size,
             seed=self.seed,
             stage=self.stage,
@@ -151,9 +172,9 @@ class Experiment:
             ledger=ledger,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            **self.loader,
+            **loader,
         )
-        return prefetch(host, self._on_devices)
+        return prefetch(host, lambda batch: {**self._on_devices(batch, left_out), **stored})
 
     def eval_batches(self, split: str, limit: int | None = None, ledger: Ledger | None = None) -> Iterator[Batch]:
         """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples)."""
@@ -170,8 +191,8 @@ class Experiment:
         )
         return map(self._on_devices, host)
 
-    def _on_devices(self, batch: HostBatch) -> Batch:
-        return global_batch({name: rows for name, rows in batch.items() if name not in HOST_FIELDS}, self.mesh)
+    def _on_devices(self, batch: HostBatch, left_out: Sequence[str] = HOST_FIELDS) -> Batch:
+        return global_batch({name: rows for name, rows in batch.items() if name not in left_out}, self.mesh)
 
     def keep_vocabulary(self, workdir: pathlib.Path) -> None:
         """Writes what turns texts into ids beside the run, or finds that the run was begun with the same.
@@ -228,7 +249,9 @@ def build_experiment(
 
     Args:
         data: a source by name with its keywords, and `batch_size` (global), `workers`, `threads`, `repeats` and
-            `max_bad_ratio` (see `data.pipeline.train_batches`).
+            `max_bad_ratio` (see `data.pipeline.train_batches`); `crop`, what the host cuts out of each photo (see
+            `data.crop.Crop`); `cache` of decoded pictures (see `data.cache.cached`); `resident`, whether all images
+            are put on the devices at the start, by default where they lie in memory anyway and are small.
         views: field -> {"ops": ordered operations, "num_views": views per example}.
         networks: role -> network by name; roles are the objective's arguments ("encoder", "decoder", ...).
         objective: a method by name with its keywords.
@@ -265,6 +288,7 @@ def build_experiment(
     """
     fields = dict(data)
     loader = {name: fields.pop(name, default) for name, default in LOADER.items()}
+    holding = {name: fields.pop(name, default) for name, default in HOLDING.items()}
     if "batch_size" not in fields:
         raise UserError("config.data lacks batch_size: the number of examples per step, over all devices.")
     batch_size = fields.pop("batch_size")
@@ -290,7 +314,9 @@ def build_experiment(
     for baseline in baselines:
         lookup(dict.fromkeys(BASELINES), baseline, "config.baselines")
 
-    source = build(SOURCES, fields, "config.data")
+    canvases = _build_source(fields, "config.data", holding)
+    source = _cropped(canvases, holding, seed, stage)
+    resident = _is_resident(source, holding, device_mesh)
     eval_sources = {}
     if evals:
         for split in ("train", "test"):
@@ -298,7 +324,10 @@ def build_experiment(
             if overlay and "name" not in overlay and hasattr(source, "tokenizer"):
                 overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
-            eval_sources[split] = build(SOURCES, _overlaid(fields, overlay, where), where) if overlay else source
+            # Evaluators see whole photos, on canvases, whatever training cuts out of them.
+            eval_sources[split] = (
+                _build_source(_overlaid(fields, overlay, where), where, holding) if overlay else canvases
+            )
 
     clock = Clock(batch_size, len(source))
     lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
@@ -333,9 +362,11 @@ def build_experiment(
         seed=seed,
         stage=stage,
         source=source,
+        resident=resident,
         eval_sources=eval_sources,
         loader=loader,
         views=train_views,
+        mixes=bool(mix),
         eval_views=test_views,
         initialize=_initializer(start, networks) if start else None,
         fill_frozen=(lambda extra: frozen.fill_frozen(extra, files)) if frozen.has_files(files) else None,
@@ -355,6 +386,10 @@ def build_experiment(
         evaluations=evaluations,
         baselines={name: _baseline_evaluators(name, evals) for name in baselines},
         denormalize=_denormalizer(eval_views),
+        denormalizers={
+            split: {field: _denormalizer({field: spec}) for field, spec in of_split.items()}
+            for split, of_split in (("train", views), ("test", eval_views))
+        },
         save_every_steps=read_duration(checkpoints, "every", clock, "config.checkpoints", max(1, steps // 10)),
         keep_checkpoints=checkpoints.get("keep_last", 2),
         log_every_steps=log_every_steps,
@@ -370,6 +405,17 @@ def from_recipe(recipe: Mapping[str, Any], stage: int = 0) -> Experiment:
     """
     check_fields(build_experiment, recipe, "config", given=("stage",))
     return build_experiment(**recipe, stage=stage)
+
+
+def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name and keywords of the source of each split: "train", what is trained on, and the evaluators' own.
+
+    What a probe trains on, where it is something else, is `PROBED`.
+    """
+    fields = {name: value for name, value in recipe["data"].items() if name not in LOADER and name != "batch_size"}
+    overlays = {split: dict(overlay) for split, overlay in recipe.get("eval_data", {}).items() if overlay}
+    own = {PROBED if split == "train" else split: fields | overlay for split, overlay in overlays.items()}
+    return {"train": fields} | own
 
 
 def _checkpoint_fields(
@@ -548,7 +594,11 @@ def _optimizer_fields(spec: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def _build_views(views: Mapping[str, Any], mix: Mapping[str, Any]) -> Callable[[jax.Array, Batch], Batch]:
-    single = build_views(views)
+    of_images = build_views(views)
+
+    def single(key: jax.Array, batch: Batch) -> Batch:
+        return of_images(key, take_rows(batch))
+
     if not mix:
         return single
     check_fields(mixup_cutmix, mix, "config.mix")
@@ -621,12 +671,64 @@ def _durations_of(function: Callable[..., Any], spec: Mapping[str, Any], clock: 
     return fields
 
 
+def _build_source(fields: Mapping[str, Any], where: str, holding: Mapping[str, Any]) -> Source:
+    source = build(SOURCES, fields, where)
+    if not holding["cache"] or (where != "config.data" and not hasattr(source, "read")):
+        return source  # evaluation data of another kind than the training's need not have files
+    check_fields(cached, holding["cache"], "config.data.cache", given=("source",))
+    return cached(source, **holding["cache"])
+
+
+def _cropped(source: Any, holding: Mapping[str, Any], seed: int, stage: int) -> Source:
+    if not holding["crop"]:
+        return source
+    if holding["cache"]:
+        raise UserError(
+            "config.data sets both crop and cache: a crop is cut out of the file, another in each epoch, and a cache "
+            "keeps whole pictures. Keep one of them; with the cache, put random_resized_crop first in config.views."
+        )
+    check_fields(Crop, holding["crop"], "config.data.crop")
+    return CroppedSource(source, Crop(**holding["crop"]), seed=seed, stage=stage)
+
+
+def _is_resident(source: Source, holding: Mapping[str, Any], mesh: jax.sharding.Mesh) -> bool:
+    """As the recipe says; by default where the images are in memory already, and small for the devices."""
+    asked = holding["resident"]
+    if asked is False or (asked is None and not hasattr(source, "__getitems__")):
+        return False
+    if asked not in (None, True):
+        raise UserError(
+            f"config.data.resident is {asked!r}; expected True, False, or None to leave it to the program."
+        )
+    needed, limit = stored_bytes(source), device_memory(mesh.local_devices)
+    if asked is None:
+        return needed <= min(RESIDENT_BYTES, RESIDENT_RATIO * limit)
+    if holding["crop"]:
+        raise UserError(
+            "config.data sets both crop and resident: what lies on the devices is cropped there. Leave "
+            "config.data.crop out, and put random_resized_crop first in config.views."
+        )
+    if needed > limit / 2:
+        raise UserError(
+            f"config.data.resident: {len(source):,} images of {' x '.join(map(str, source.image_shape))} take "
+            f"{needed / 1e9:.3g} GB on each device, which has {limit / 1e9:.3g} GB, and half of it is for the run. "
+            "Leave config.data.resident out, or lower config.data.canvas_size."
+        )
+    return True
+
+
 def _sample(source: Source) -> Batch:
     rows = blank_rows(source, 2)
     rows["size"][:] = source.image_shape[:2]
     if "texts" in rows:
         rows |= {"text": rows["texts"][:, 0], "num_texts": np.ones(2, np.int32)}
-    return rows | {"epoch": np.zeros(2, np.int32), "valid": np.ones(2, bool)}
+    rows |= {"epoch": np.zeros(2, np.int32), "valid": np.ones(2, bool)}
+    return {name: values for name, values in rows.items() if name not in _implied(source)}
+
+
+def _implied(source: Source) -> tuple[str, ...]:
+    """Fields that need not travel: where all photos fill their canvases, the views may know that when traced."""
+    return ("size",) if isinstance(source, CroppedSource) else ()
 
 
 def _abstract_variables(objective: Objective, views: Callable[..., Batch], sample: Batch) -> Variables:
@@ -676,7 +778,7 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     tables = dict(data=SOURCES, objective=OBJECTIVES, optimizer=OPTIMIZERS, schedule=SCHEDULES)
     for field, table in tables.items():
         full[field] = _with_defaults(table, full.get(field, {}))
-    full["data"] = LOADER | full["data"]
+    full["data"] = LOADER | HOLDING | full["data"]
     for field, function in dict(mesh=make_mesh, checkpoints=_checkpoint_fields).items():
         defaults = {name: p.default for name, p in keywords(function).items() if name != "devices"}
         full[field] = defaults | dict(full[field] or {})

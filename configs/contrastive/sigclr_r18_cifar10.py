@@ -3,10 +3,10 @@
     vfm train --config=configs/contrastive/sigclr_r18_cifar10.py --workdir=runs/sigclr
 
 No figure to reach: encoder, projector, views, optimizer and schedule are those of SimCLR on CIFAR-10
-(simclr_r18_cifar10.py), so that the two losses can be compared; the inverse temperature of 5 and the bias of -10 at
-the start are our choice, that the first stays and the second is learned is the paper's. With
---config.objective.positives=label the positives are all images of a class. The argument "tiny" is the method at toy
-size.
+(simclr_r18_cifar10.py), so that the two losses can be compared. The inverse temperature of 10 and the bias of -10 at
+the start are SigLIP's (Zhai et al., 2023, arXiv:2303.15343, Sec. 3.2); that the first stays and the second is learned
+is the paper's. With --config.objective.positives=label the positives are all images of a class. The argument "tiny"
+is the method at toy size.
 """
 
 import ml_collections
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         encoder=dict(name="resnet", variant="18", stem="cifar"),
         projector=dict(name="projection_head", out_dim=128, num_layers=3),  # hidden layers as wide as the encoder
     )
-    c.objective = dict(name="sigclr", positives="view", temperature=0.2, initial_bias=-10.0)
+    c.objective = dict(name="sigclr", positives="view", temperature=0.1, initial_bias=-10.0)
     c.optimizer = dict(
         name="lars", momentum=0.9, classic_momentum=True, trust_coefficient=0.001, weight_decay=1e-4,
         groups=(

@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The recipe; variant is "", "reg4", "vit_l14_in22k" or "tiny"."""
     if variant == "tiny":
         c = get_config()
-        c.objective.koleo_group_size = 16  # which divides the small batch
+        c.objective.koleo_group_size = c.objective.mask_group_size = 16  # which divide the small batch
         return tiny(c)
     c = ml_collections.ConfigDict()
     c.title = {"": "DINOv2 ViT-g/14 on LVD-142M", "reg4": "DINOv2 ViT-g/14 with registers on LVD-142M",
@@ -52,10 +52,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         head=dict(head, bottleneck_dim=384),
         patch_head=dict(head, bottleneck_dim=256),
     )  # fmt: skip
+    images = 32 if variant == "vit_l14_in22k" else 12  # of one GPU
     c.objective = dict(
         name="dinov2", assignment="sinkhorn", sinkhorn_iterations=3, student_temperature=0.1, masked_crops=0.5,
-        mask_ratio=(0.1, 0.5), dino_weight=1.0, ibot_weight=1.0, koleo_weight=0.1,
-        koleo_group_size=32 if variant == "vit_l14_in22k" else 12,  # the images of one GPU
+        mask_ratio=(0.1, 0.5), mask_group_size=images, dino_weight=1.0, ibot_weight=1.0, koleo_weight=0.1,
+        koleo_group_size=images,
         teacher_temperature=_heating(30 * EPOCH),
         teacher_momentum=dict(name="cosine", base=0.994, end=1.0),
     )  # fmt: skip

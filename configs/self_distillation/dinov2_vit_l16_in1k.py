@@ -5,9 +5,8 @@
 To reach: 81.6 % top-1 by k-NN, 82.9 % by linear probe (the authors' README). Not yet run by us.
 It follows the code's vitl16_short.yaml: teacher logits centred, one head for crops and patches, an epoch of 1250
 steps. The blur has the probabilities that the code has in effect, never for the first global crop and 0.9 for the
-second: it hands 1 - p to torchvision, which applies an operation with the probability it is given. Our differences:
-each image has one of its two global crops masked, where the authors mask half of the crops of a batch; blocks are
-skipped example by example, where they compute a part of the batch.
+second: it hands 1 - p to torchvision, which applies an operation with the probability it is given. Our difference:
+blocks are skipped example by example, where the authors compute a part of the batch.
 """
 
 import math
@@ -42,7 +41,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.objective = dict(
         name="dinov2", assignment="center", center_momentum=0.9, student_temperature=0.1, masked_crops=0.5,
         mask_ratio=(0.1, 0.5), dino_weight=1.0, ibot_weight=1.0, koleo_weight=0.1,
-        koleo_group_size=64,  # the images of one GPU
+        mask_group_size=64, koleo_group_size=64,  # the images of one GPU
         teacher_temperature=dict(name="constant", start=0.04, base=0.07, warmup_steps=30 * EPOCH,
                                  warmup_reaches_base=True),
         teacher_momentum=dict(name="cosine", base=0.992, end=1.0),

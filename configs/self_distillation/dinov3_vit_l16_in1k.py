@@ -5,7 +5,7 @@
 To reach: 82.0 % top-1 by k-NN, 83.5 % by linear probe (the authors' README). Not yet run by us.
 It follows the code's vitl_im1k_lin834.yaml, which is DINOv2's short recipe with rotary positions, Sinkhorn-Knopp, two
 heads whose prototypes are a linear layer, and masks that hide exactly their share; there is no Gram anchoring in it.
-Our differences are those of dinov2_vit_l16_in1k.py.
+Our difference is that of dinov2_vit_l16_in1k.py.
 """
 
 import math
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     c.objective = dict(
         name="dinov3", sinkhorn_iterations=3, student_temperature=0.1, masked_crops=0.5, mask_ratio=(0.1, 0.5),
-        koleo_weight=0.1, koleo_group_size=64,  # the images of one GPU
+        mask_group_size=64, koleo_weight=0.1, koleo_group_size=64,  # the images of one GPU
         teacher_temperature=dict(name="constant", start=0.04, base=0.07, warmup_steps=30 * EPOCH,
                                  warmup_reaches_base=True),
         teacher_momentum=dict(name="cosine", base=0.992, end=1.0),

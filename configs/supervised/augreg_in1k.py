@@ -5,7 +5,7 @@
 
 It follows the code, which gives every size its augmentation and no dropout or stochastic depth (in the paper B and L
 have 0.1 of both). Decay is AdamW's 0.1, their 1e-4 at a rate of 1e-3. The learned positions begin with a deviation of
-0.02 where theirs have 1/√width. RandAugment, mixup and the first moment differ as in `vit_s16_in1k.py`.
+0.02 where theirs have 1/√width. RandAugment and mixup differ as in `vit_s16_in1k.py`.
 """
 
 import ml_collections
@@ -55,7 +55,7 @@ def get_config(size: str = "b16") -> ml_collections.ConfigDict:
     )
     c.objective = dict(name="supervised", loss="sigmoid")
     c.optimizer = dict(
-        name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
+        name="adamw", b1=0.9, b2=0.999, eps=1e-8, momentum_dtype="bfloat16", weight_decay=0.1, clip_norm=1.0,
         groups=(dict(match=r"kernel$"), dict(match=r".*", weight_decay=0.0)),
     )
     c.schedule = dict(name="cosine", base=1e-3, warmup_steps=10_000, end=0.0)

@@ -580,6 +580,9 @@ def test_an_image_that_does_not_divide_is_refused():
         ({"positions": "rope", "rope_normalize": "sum"}, "rope_normalize is separate, max or min; found 'sum'"),
         ({"positions": "rope", "rope_min_period": 1.0}, "go together; found one of them alone"),
         ({"positions": "rope", "width": 12}, "width that is a multiple of 4; found 6"),
+        ({"pooled_blocks": 3}, "pooled_blocks is 3; this ViT has 2 blocks"),
+        ({"pooled_blocks": 2, "pooling": "mean"}, 'it needs pooling="class" or "class_mean"'),
+        ({"pooled_blocks": 2, "levels_of": "mlp"}, 'levels_of="block"'),
         ({"class_token": False}, 'pooling "class" needs class_token=True'),
         ({"heads": 3}, "width of 16 does not divide into 3 heads"),
     ],
@@ -587,6 +590,37 @@ def test_an_image_that_does_not_divide_is_refused():
 def test_an_impossible_encoder_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         _shapes(MODELS["vit"](**SIZES | fields), _image())
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_is_in_training_alone_and_each_examples_own(scan):
+    image, vit = _image(), MODELS["vit"](**SIZES, pooling="mean", dropout=0.5, scan=scan)
+    variables = {"params": _random_params(vit, image)}
+    keys = jax.random.split(jax.random.key(3), BATCH)
+    plain = MODELS["vit"](**SIZES, pooling="mean").apply(variables, image)
+    np.testing.assert_allclose(vit.apply(variables, image, keys=keys).tokens, plain.tokens, rtol=1e-5, atol=1e-5)
+    dropped = vit.apply(variables, image, keys=keys, train=True).pooled
+    assert np.abs(dropped - plain.pooled).max() > 0.1
+    alone = vit.apply(variables, image[1:2], keys=keys[1:2], train=True).pooled
+    np.testing.assert_allclose(alone[0], dropped[1], rtol=1e-4, atol=1e-4)
+    other = vit.apply(variables, image[1:2], keys=keys[:1], train=True).pooled
+    assert np.abs(other[0] - dropped[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_class_tokens_of_the_last_blocks_stand_side_by_side(scan):
+    """As DINO's `eval_linear.py` has them, of `get_intermediate_layers`: each normalised, the last block's last."""
+    image, fields = _image(), SIZES | dict(depth=3, scan=scan)
+    plain = MODELS["vit"](**fields, levels=(0, 1, 2), norm_levels=True)
+    variables = {"params": _random_params(plain, image)}
+    seen = plain.apply(variables, image)
+    _, second, third = (level[:, 0] for level in seen.levels)
+    two = MODELS["vit"](**fields, pooled_blocks=2, levels=(0,)).apply(variables, image)
+    np.testing.assert_allclose(two.pooled, np.concatenate([second, third], axis=1), rtol=1e-5, atol=1e-5)
+    assert len(two.levels) == 1 and np.abs(second - third).max() > 0.1
+    with_mean = MODELS["vit"](**fields, pooled_blocks=2, pooling="class_mean").apply(variables, image)
+    mean = jnp.mean(seen.patch_tokens, axis=1)
+    np.testing.assert_allclose(with_mean.pooled, np.concatenate([second, third, mean], axis=1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_and_padding_hide_tokens_and_causal_is_such_a_mask():

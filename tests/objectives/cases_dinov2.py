@@ -37,6 +37,24 @@ CASES = {
         teacher={"teacher": MOMENTUM},
         learning_rate=0.5,
     ),
+    "dinov2 distilled": Case(  # every patch is compared; the teacher is wider, of larger patches
+        lambda: dinov2(
+            encoder(mask_token=False),
+            head(),
+            head(out_dim=10),
+            encoder(variant="mu/4", width=24, mask_token=False),
+            head(hidden_dim=16),
+            head(out_dim=10),
+            teacher_momentum=MOMENTUM,
+            masked_crops=1.0,
+            mask_ratio=(1.0, 1.0),
+            exact_masks=True,
+            mask_group_size=2,
+        ),
+        CROPS,
+        teacher={"teacher": MOMENTUM},
+        learning_rate=0.5,
+    ),
     "dinov3": Case(
         lambda: dinov3(
             encoder(),

@@ -49,6 +49,6 @@ CASES = {
             target_momentum=MOMENTUM,
         ),
         PAIR,
-        teacher={"target": MOMENTUM},
+        teacher={"target": lambda step: MOMENTUM(step + 1)},  # of the step to come
     ),
 }

@@ -14,6 +14,7 @@ from vfm_jax.models import MODELS
 from vfm_jax.objectives import OBJECTIVES
 from vfm_jax.objectives.byol import Seen
 from vfm_jax.objectives.interface import Variables
+from vfm_jax.optim import SCHEDULES
 
 STEP = jnp.int32(0)
 SIAMESE = ("byol", "simsiam", "moco_v3")
@@ -86,6 +87,22 @@ def test_moco_v3_finds_the_key_of_the_other_view_as_the_authors(golden_directory
     np.testing.assert_allclose(grads.online[:, 0], golden["grad_q1"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grads.online[:, 1], golden["grad_q2"], rtol=1e-5, atol=1e-6)
     assert np.abs(grads.target).max() == 0
+
+
+def test_the_keys_of_moco_v3_are_made_as_the_authors_make_them():
+    """Their model averages first and then looks: k ← m_t · k + (1 - m_t) · q_t, by the momentum of that step."""
+    momentum = SCHEDULES["cosine"](base=0.5, end=1.0, total_steps=4)
+    objective = OBJECTIVES["moco_v3"](Pixels(), Same(), Same(), target_momentum=momentum)
+    params, extra = _fresh(objective, _batch())
+    online = np.float32([[1.0, 1.0, 1.0], [2.0, 0.0, -1.0], [3.0, 5.0, 0.5], [0.0, 1.0, 7.0], [9.0, 9.0, 9.0]])
+    keys = online[0]
+    for step in range(4):
+        m = float(momentum(step))
+        keys = m * keys + (1 - m) * online[step]
+        np.testing.assert_allclose(extra["target"]["encoder"]["scale"], keys, rtol=1e-6)
+        updated = {**params, "encoder": {"scale": jnp.asarray(online[step + 1])}}
+        extra = objective.after_update(updated, extra, jnp.int32(step))
+    np.testing.assert_allclose(extra["target"]["encoder"]["scale"], keys, rtol=1e-6)  # the last momentum is 1
 
 
 def test_simsiam_draws_the_prediction_of_a_view_to_the_projection_of_the_other_which_stands_still():

@@ -272,6 +272,18 @@ def test_sgd_is_momentum_of_the_decayed_gradient(key, nesterov):
     np.testing.assert_allclose(found[-1]["head"]["bias"], p, rtol=1e-5, atol=1e-7)
 
 
+def test_sgd_keeps_its_momentum_in_bfloat16_where_it_is_told_to(key):
+    params, gradients = params_and_gradients(key, steps=2)
+    spec = dict(name="sgd", momentum=0.5, momentum_dtype="bfloat16")
+    [first, second], state = run(make_optimizer(params, spec, at(1.0)), params, gradients)
+    grads = [np.array(g["head"]["kernel"]) for g in gradients]
+    np.testing.assert_allclose(first["head"]["kernel"], params["head"]["kernel"] - grads[0], rtol=1e-6)
+    kept = np.array(jnp.asarray(grads[0]).astype(jnp.bfloat16).astype(jnp.float32))
+    moved = np.array(first["head"]["kernel"] - second["head"]["kernel"])
+    np.testing.assert_allclose(moved, grads[1] + 0.5 * kept, rtol=1e-4, atol=1e-5)
+    assert {leaf.dtype for leaf in named_leaves(state).values() if leaf.ndim} == {jnp.dtype("bfloat16")}
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_lr_scale_multiplies_the_whole_update(key, name):
     params, gradients = params_and_gradients(key, steps=1)

@@ -57,6 +57,14 @@ def test_rsqrt_halves_three_timescales_after_the_warmup():
     np.testing.assert_allclose(found[[0, 2, 4, 4 + 3 * 7]], [0.0, 0.1, 0.2, 0.1], rtol=1e-6)
 
 
+def test_rsqrt_with_a_cooldown_is_big_visions():
+    fields = dict(base=0.2, warmup_steps=4, total_steps=30, timescale_steps=7, cooldown_steps=10)
+    steps = np.arange(31)
+    expected = 0.2 / np.sqrt(1 + np.maximum(steps - 4, 0) / 7)
+    expected *= np.minimum(1, steps / 4) * np.minimum(1, (30 - steps) / 10)
+    np.testing.assert_allclose(curve(rsqrt(**fields), 31), expected, rtol=1e-6, atol=1e-9)
+
+
 def test_delay_and_warmup_of_cosine_are_dinov2s(golden):
     fields = dict(base=0.004, end=1e-6, warmup_steps=12, delay_steps=5, total_steps=60, warmup_reaches_base=True)
     found = curve(cosine(**fields), 80)
@@ -150,6 +158,7 @@ def test_no_warmup_starts_at_the_base(name):
         ("wsd", dict(decay_steps=19), "do not fit a run of 20 steps"),
         ("wsd", dict(decay_steps=5, decay_shape="sqr"), "Did you mean 'sqrt'"),
         ("rsqrt", dict(timescale_steps=0), "timescale_steps is 0"),
+        ("rsqrt", dict(cooldown_steps=19), "cool-down .19 steps. do not fit a run of 20 steps"),
         ("cosine", dict(hold_steps=0), "hold_steps is 0"),
         ("constant", dict(delay_steps=19), "warm-up takes 21 steps"),
         ("staircase", dict(drop_steps=(5, 4)), "ascending"),

@@ -8,18 +8,15 @@ from vfm_jax.models import MODELS
 
 MAE = "configs/masked/mae_vit_b16_in1k.py"
 STAGES = {
-    ("mae", "vit_b16", "pretrain_800ep"): f"{MAE}:800",
-    ("mae", "vit_b16", "pretrain_1600ep"): MAE,
-    ("mae", "vit_b16", "finetune_1k"): f"{MAE}:finetune",
-    ("mae", "vit_b16", "linear_probe"): f"{MAE}:linear_probe",
-    ("mae", "vit_l16", "pretrain_800ep"): f"{MAE}:vit_l16_800",
-    ("mae", "vit_l16", "pretrain_1600ep"): f"{MAE}:vit_l16",
-    ("mae", "vit_l16", "pretrain_800ep_unnormalised_baseline"): f"{MAE}:vit_l16_raw",
-    ("mae", "vit_l16", "finetune_1k"): f"{MAE}:vit_l16_finetune",
-    ("mae", "vit_h14", "pretrain_800ep"): f"{MAE}:vit_h14_800",
-    ("mae", "vit_h14", "pretrain_1600ep"): f"{MAE}:vit_h14",
-    ("mae", "vit_h14", "finetune_1k"): f"{MAE}:vit_h14_finetune",
-    ("mae", "vit_h14", "linear_probe"): f"{MAE}:vit_h14_linear_probe",
+    ("mae", size, stage): f"{MAE}:{size}_{argument}"
+    for size in ("vit_b16", "vit_l16", "vit_h14")
+    for stage, argument in {
+        "pretrain_800ep": "800",
+        "pretrain_1600ep": "1600",
+        "pretrain_800ep_unnormalised_baseline": "raw",
+        "finetune_1k": "finetune",
+        "linear_probe": "linear_probe",
+    }.items()
 }
 PROSE = {"note"}
 

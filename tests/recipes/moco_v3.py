@@ -10,7 +10,7 @@ from vfm_jax.nn.positions import SINCOS
 
 VIT, R50 = "configs/contrastive/moco_v3_vit_in1k.py", "configs/contrastive/moco_v3_r50_in1k.py"
 STAGES = {
-    ("moco_v3", "vit_s16", "pretrain_300ep"): VIT,
+    **{("moco_v3", size, "pretrain_300ep"): f"{VIT}:{size}" for size in ("vit_s16", "vit_b16")},
     ("moco_v3", "vit_s16", "linear_probe"): f"{VIT}:linear_probe",
     **{("moco_v3", "resnet50", f"pretrain_{n}ep"): f"{R50}:{n}" for n in (100, 300, 1000)},
 }
@@ -58,7 +58,8 @@ def _query_key_value(recipe):
     return "xavier uniform treating q,k,v separately" if separate else "xavier uniform"
 
 
-def _augmented(recipe):
+def augmented(recipe):
+    """The augmentation of a linear probe, in the words of the facts."""
     crop, *others = recipe["views"]["image"]["ops"]
     names = {"random_resized_crop": "RandomResizedCrop", "flip": "hflip"}
     words = [f"{names[crop['name']]} {crop['size']}", *(names[o["name"]] for o in others if o["name"] in names)]
@@ -69,7 +70,7 @@ JITTER = {"b": "brightness", "c": "contrast", "s": "saturation", "h": "hue", "p"
 READERS = {
     "schedule": given("schedule", "name"),
     "schedule.epochs": given("total_epochs"),
-    "data": _augmented,
+    "data": augmented,
     "ema.start": given("objective", "target_momentum", "base"),
     "ema.end": given("objective", "target_momentum", "end"),
     "ema.schedule": given("objective", "target_momentum", "name"),

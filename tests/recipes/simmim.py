@@ -10,6 +10,8 @@ STAGES = {
     ("simmim", "swin_b", "pretrain_800ep"): SWIN,
     ("simmim", "swin_b", "pretrain_100ep"): f"{SWIN}:100",
     ("simmim", "swin_b", "finetune_1k"): f"{SWIN}:finetune",
+    ("simmim", "swin_l", "pretrain_800ep"): f"{SWIN}:l",
+    ("simmim", "swin_l", "finetune_1k"): f"{SWIN}:l_finetune",
 }
 PROSE = {
     "head", "batch_note", "mask.count",

@@ -31,9 +31,8 @@ STAGES = {
 }
 COMPARED = 6  # of VGG-16 little is known
 PROSE = {
-    "init", "split", "optim.no_wd", "optim.warmup_lr", "params_m", "arch.head_bias", "arch.backbone", "arch.model",
-    "repeated_aug",  # left out, as the recipe says
-    "aug.three_augment", "optim.lr_rule", "optim.wd_rule", "optim.momentum_dtype", "optim.wd_bigvision", "data.eval",
+    "init", "split", "optim.no_wd", "params_m", "arch.head_bias", "arch.backbone", "arch.model",
+    "aug.three_augment", "optim.lr_rule", "optim.wd_rule", "optim.wd_bigvision", "data.eval",
 }  # fmt: skip
 LOSSES = {"softmax": "softmax_xent", "sigmoid": "sigmoid_xent", "sigmoid_mean": "bce"}
 
@@ -81,6 +80,14 @@ def _decay(recipe):
     return schedule["name"]
 
 
+def _optimizer(recipe):
+    """Adam with decoupled decay is "adam" in big_vision's words, which tell of its moment too; "adamw" in DeiT's."""
+    optimizer = recipe["optimizer"]
+    if optimizer["name"] != "adamw":
+        return {"lamb": "fused lamb", "sgd": "sgd"}[optimizer["name"]]
+    return "adam" + {"bfloat16": ", first moment in bfloat16", "float32": ""}[optimizer["momentum_dtype"]]
+
+
 READERS = {
     "arch.variant": given("networks", "encoder", "variant"),
     "arch.posemb": _positions,
@@ -96,18 +103,20 @@ READERS = {
     "schedule.epochs": given("total_epochs"),
     "schedule.warmup_steps": given("schedule", "warmup_steps"),
     "schedule.decay": _decay,
-    # Adam with decoupled decay is called "adam" by big_vision and "adamw" by DeiT.
-    "optim.name": lambda r: {"adamw": "adam", "lamb": "fused lamb", "sgd": "sgd"}[r["optimizer"]["name"]],
+    "optim.name": _optimizer,
+    "optim.momentum_dtype": given("optimizer", "momentum_dtype"),
     # LAMB's own limit of the gradient's norm is no setting of the authors'.
     "optim.clip_grad": lambda r: None if r["optimizer"]["name"] == "lamb" else r["optimizer"]["clip_norm"],
     "optim.wd_adamw_equivalent": given("optimizer", "weight_decay"),
     "optim.clip_grad_global_norm": given("optimizer", "clip_norm"),
     "optim.min_lr": given("schedule", "end"),
+    "optim.warmup_lr": given("schedule", "start"),
     "data": lambda r: (
         "inception crop {size} + flip, ".format(**ops(r, "random_resized_crop")[0]) + r["data"]["split"]
     ),
     "data.crop": lambda r: "inception crop {size}".format(**ops(r, "random_resized_crop")[0]),
     "data.hflip": op("flip", "probability"),
+    "repeated_aug": lambda r: r["data"].get("repeats", 1) > 1,
     "data.value_range": lambda r: [
         (edge - ops(r, "normalize")[0]["mean"]) / ops(r, "normalize")[0]["std"] for edge in (0, 1)
     ],

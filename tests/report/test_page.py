@@ -321,3 +321,30 @@ def test_rendering_again_replaces_the_page_and_leaves_nothing_else(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="No run found"):
         render(tmp_path)
+
+
+def test_records_that_could_not_be_used_are_counted_and_named(tmp_path):
+    records = [{"name": f"<{i}>.jpg", "reason": "truncated", "detail": "ends early"} for i in range(5)]
+    records.append({"name": "page.html", "reason": "not_an_image", "detail": "a web page"})
+    bad = {"reasons": {"truncated": 5, "not_an_image": 1}, "records": records}
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"bad_samples": bad}))
+    page = render(tmp_path).read_text()
+    section = page[page.index('<section id="data">') :].split("</section>")[0]
+    assert "<th scope=row>truncated</th><td>5</td>" in section
+    assert section.count("ends early") == 3
+    assert "&lt;0&gt;.jpg" in section
+    assert "page.html" in section
+
+
+def test_the_time_spent_waiting_for_data_is_told_with_the_verdict(tmp_path):
+    stage = SUMMARY["stages"][0] | {"input_bound_ratio": 0.63, "reading_shares": {"read": 0.0, "decode": 0.65}}
+    stage["verdict"] = "input-bound 63 %: decode 41 %"
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"stages": [stage], "bad_samples": {}}))
+    page = render(tmp_path).read_text()
+    assert "63 % of the time was spent waiting for data. Reading them was decode 65 %." in page
+    assert "<p class=warn>input-bound 63 %: decode 41 %</p>" in page
+
+
+def test_a_run_without_such_figures_has_no_such_section(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"bad_samples": {}}))
+    assert 'id="data"' not in render(tmp_path).read_text()

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from vfm_jax import cli
 from vfm_jax.cli import load_recipe, override
 from vfm_jax.train.loop import train
 
@@ -48,4 +49,4 @@ def test_rasters_train(pattern, channels, fields, shared, tmp_path):
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert cli.main(["report", f"--workdir={tmp_path / 'run'}"]) == 0

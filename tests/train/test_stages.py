@@ -214,15 +214,19 @@ def test_the_same_method_goes_on_with_its_teacher_and_another_starts_from_what_i
     donor = Variables(student, carried)
     own = Variables(
         params,
-        jax.device_put({"teacher": {"encoder": params["encoder"]}, "center": np.zeros(3), "queue": np.zeros(5)}),
+        jax.device_put(
+            {"teacher": {"encoder": params["encoder"]}, "center": np.zeros(3), "queue": np.zeros(5)}
+            | {"anchor": params["encoder"]}
+        ),
     )
 
     def after_load(params, extra):
-        return {**extra, "teacher": {"encoder": params["encoder"]}}
+        return {**extra, "teacher": {"encoder": params["encoder"]}, "anchor": params["encoder"]}
 
     (found, extra), _ = carry_over(own, Donor(donor, donor.result, "dino", "pretrain"), (".*",), method, after_load)
     same = method == "dino"
     assert (np.asarray(found["encoder"]["norm"]) == (1.0 if same else 2.0)).all()
     assert (np.asarray(extra["teacher"]["encoder"]["norm"]) == 2.0).all()
+    assert (np.asarray(extra["anchor"]["norm"]) == 2.0).all()  # new here: what begins as a teacher is what it taught
     assert (np.asarray(extra["center"]) == 1.0).all()
     assert extra["queue"].shape == (5,)  # of another size: begun anew

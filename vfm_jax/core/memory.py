@@ -1,7 +1,11 @@
-"""What the C library does with memory that is freed between two steps."""
+"""How much memory the devices have, and what the C library does with memory that is freed between two steps."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Sequence
+
+import jax
 
 # Options of mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -19,3 +23,9 @@ def keep_freed_memory() -> None:
         mallopt(_ARENA_MAX, 1)  # others are made of 64 MB pieces, and take larger blocks from the system
         mallopt(_MMAP_MAX, 0)  # blocks from the heap, not each from the system
         mallopt(_TRIM_THRESHOLD, -1)  # the heap never shrinks
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int:
+    """Bytes that an array on every one of the devices may take on each: of CPUs, their part of the machine's."""
+    least = min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices)
+    return least or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)

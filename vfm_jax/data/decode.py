@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -20,6 +21,7 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.formats import EXTENSIONS, FORMATS, image_kind, read_header
 from vfm_jax.data.header import Header, upright
+from vfm_jax.data.jpeg import decode_jpeg
 from vfm_jax.data.timing import timed
 
 __all__ = [
@@ -28,13 +30,17 @@ __all__ = [
     "MAX_BYTES",
     "MAX_CHANNELS",
     "MAX_PIXELS",
+    "File",
+    "Picture",
     "Reading",
     "canvas_shape",
     "checked_range",
+    "contents_of",
     "decode",
     "fit_canvas",
     "has_range",
     "image_kind",
+    "on_canvas",
     "read_header",
     "reading",
     "with_dtype",
@@ -44,6 +50,9 @@ MAX_CHANNELS = 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32}
 MAX_PIXELS = 2**26  # 64 megapixels: 200 MB decoded; a few kilobytes of file can claim a hundred times that
 MAX_BYTES = 2**30  # of a file, and of the decoded values: 64 megapixels of 4 floats
+
+File = bytes | str | os.PathLike[str]
+"""The bytes of an image file, or its path."""
 
 cv2.setNumThreads(1)  # several files are read at a time; threads within one would be more than there are cores
 
@@ -57,6 +66,7 @@ def decode(
     value_range: tuple[float, float] | None = None,
     dtype: str = "uint8",
     min_size: int = 1,
+    reduced: int = 1,
 ) -> Shaped[np.ndarray, "h w c"]:
     """The picture in a file, upright.
 
@@ -76,20 +86,24 @@ def decode(
         value_range: the file's own values that become the ends of `dtype`'s range; what is beyond them is clipped.
         dtype: of the result, a name in `DTYPES`.
         min_size: pixels of the shorter side, at least.
+        reduced: 1; of a JPEG, 2, 4 or 8 too: each side so many times smaller, as `jpeg.decode_jpeg` has it.
 
     Raises:
         BadSample: the file cannot be read in full, or is not as asked; names file and reason. NaN and infinity are
             refused too: which number they stand for is not ours to guess.
     """
     name = name or (f"an image of {len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
-    content = file if isinstance(file, bytes) else _content(file, name)
+    content = file if isinstance(file, bytes) else contents_of(file, name)
     kind, header = read_header(content, name)
     _check(header, name, channels, max_pixels, min_size)
     if value_range is None and not has_range(header.dtype):
         raise _without_range(f"{header.dtype} values", name)
     try:
         with timed("decode"):
-            pixels = FORMATS[kind].pixels(content, header, name)
+            if reduced == 1:
+                pixels = FORMATS[kind].pixels(content, header, name)
+            else:
+                pixels = decode_jpeg(content, header.own, name, reduced)
     except BadSample:
         raise
     except Exception as error:  # the libraries raise OSError, SyntaxError, struct.error, EOFError, ... on damage
@@ -101,7 +115,12 @@ def decode(
         return np.ascontiguousarray(with_dtype(pixels, name, value_range, dtype))
 
 
-def _content(file: str | os.PathLike[str], name: str) -> bytes:
+def contents_of(file: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        BadSample: there is none, it is larger than `MAX_BYTES`, or the storage fails.
+    """
     try:
         with timed("read"), open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size
@@ -216,7 +235,7 @@ class Reading:
         """Of the canvas."""
         return DTYPES[self.dtype]
 
-    def read(self, file: bytes | str | os.PathLike[str], name: str = "") -> dict[str, np.ndarray]:
+    def read(self, file: File, name: str = "") -> dict[str, np.ndarray]:
         """`image`, the picture on its canvas, and `size`, the height and width that it fills there.
 
         Raises:
@@ -234,6 +253,15 @@ class Reading:
         with timed("resize"):
             image, size = fit_canvas(pixels, self.canvas)
         return {"image": image, "size": size}
+
+
+Picture = Callable[[Reading, Callable[[], File], str], dict[str, np.ndarray]]
+"""`(reading, contents, name) -> {"image", "size"}`; `contents()` is the file. `on_canvas` is one, a crop another."""
+
+
+def on_canvas(reading: Reading, contents: Callable[[], File], name: str) -> dict[str, np.ndarray]:
+    """The picture of a file on its canvas: what a source gives where nobody asks for another."""
+    return reading.read(contents(), name)
 
 
 def reading(

@@ -47,6 +47,12 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+def upright_size(header: Header) -> tuple[int, int]:
+    """Height and width of the picture once it is turned."""
+    turned = 5 <= header.orientation <= 8
+    return (header.width, header.height) if turned else (header.height, header.width)
+
+
 def upright(pixels: Shaped[np.ndarray, "h w c"], orientation: int) -> Shaped[np.ndarray, "h w c"]:
     """The picture turned as EXIF's orientation asks; numbers that are none of 2 to 8 turn nothing."""
     if not 2 <= orientation <= 8:

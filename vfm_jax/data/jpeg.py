@@ -86,26 +86,31 @@ def _frame(marker: int, segment: bytes, orientation: int, content: bytes, name: 
     return JpegHeader(height, width, components, orientation)
 
 
-def decode_jpeg(content: bytes, header: JpegHeader | None = None, name: str = "a JPEG") -> UInt8[np.ndarray, "h w c"]:
+def decode_jpeg(
+    content: bytes, header: JpegHeader | None = None, name: str = "a JPEG", reduced: int = 1
+) -> UInt8[np.ndarray, "h w c"]:
     """All pixels as stored (not turned): gray (1 channel) or RGB; CMYK becomes RGB as Pillow's conversion has it.
 
     Args:
         content: the file.
         header: what `jpeg_header` gave; whoever limits sizes has it already.
         name: what to call it in messages.
+        reduced: 1, 2, 4 or 8: how many times smaller each side is made, rounded up; the fewer cosines are then
+            computed, and the pixels are the means of those left out.
 
     Raises:
         BadSample: it is cut off, or damaged anywhere.
     """
     header = header or jpeg_header(content, name)
+    height, width = (0, 0) if reduced == 1 else (-(-side // reduced) for side in header[:2])  # at least; 0 is all
     try:
-        pixels = simplejpeg.decode_jpeg(content, _COLOURS[header.components])
+        pixels = simplejpeg.decode_jpeg(content, _COLOURS[header.components], min_height=height, min_width=width)
     except ValueError as error:
         return _other(content, str(error), name)
     if header.components < 4:
         return pixels
     # Adobe stores them inverted, and everybody else does as Adobe.
-    inks = Image.frombytes("CMYK", (header.width, header.height), (255 - pixels).tobytes())
+    inks = Image.frombytes("CMYK", pixels.shape[1::-1], (255 - pixels).tobytes())
     return np.array(inks.convert("RGB"))
 
 

@@ -233,7 +233,7 @@ class _Reader:
         start = step * self.batch_size + self.first_row
         first, last = (start + p * self.num_rows // self.num_parts for p in (part, part + 1))
         wanted, epoch, valid = self.order.rows(first, last)
-        rows, bad = self._examples(wanted, valid)
+        rows, bad = self._examples(wanted, epoch, valid)
         if not isinstance(self.order, TrainingOrder):
             valid = valid & (bad == 0)
         if not valid.all():
@@ -246,7 +246,7 @@ class _Reader:
             rows["text"] = rows["texts"][np.arange(len(wanted)), chosen]
         return rows | {"epoch": epoch, "valid": valid, "bad": bad, "wanted": wanted.astype(np.int32)}
 
-    def _examples(self, wanted: np.ndarray, valid: np.ndarray) -> tuple[HostBatch, np.ndarray]:
+    def _examples(self, wanted: np.ndarray, epoch: np.ndarray, valid: np.ndarray) -> tuple[HostBatch, np.ndarray]:
         """The records of a part, or those in their place, and why (int8): 0, or 1 + the place in `REASONS`."""
         bad = np.zeros(len(wanted), np.int8)
         if (read_many := getattr(self.source, "__getitems__", None)) is not None:
@@ -255,21 +255,21 @@ class _Reader:
             except BadSample:  # which of them it is shows when they are read one by one
                 pass
         examples: list[HostBatch | None] = []
-        for row, (index, is_record) in enumerate(zip(wanted.tolist(), valid, strict=True)):
+        for row, (index, e, is_record) in enumerate(zip(wanted.tolist(), epoch.tolist(), valid, strict=True)):
             try:
-                examples.append(_read(self.source, index) if is_record else None)
+                examples.append(read_record(self.source, index, e) if is_record else None)
             except BadSample as error:
                 bad[row] = 1 + REASONS.index(error.reason)
-                examples.append(self._substitute(index, error))
+                examples.append(self._substitute(index, e, error))
         return _stack(examples, self.source), bad
 
-    def _substitute(self, index: int, error: BadSample) -> HostBatch | None:
+    def _substitute(self, index: int, epoch: int, error: BadSample) -> HostBatch | None:
         if not isinstance(self.order, TrainingOrder):
             return None
         others = self.order.substitutes(index).tolist()
         for other in others:
             with contextlib.suppress(BadSample):
-                return _read(self.source, other)
+                return read_record(self.source, other, epoch)
         raise TrainingError(f"{error}\nNor could any of {len(others)} others be used that were tried in its place.")
 
 
@@ -277,9 +277,16 @@ def _like(valid: np.ndarray, values: np.ndarray) -> np.ndarray:
     return valid.reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def _read(source: Source, index: int) -> HostBatch:
+def read_record(source: Source, index: int, epoch: int = 0) -> HostBatch:
+    """One record, as it is drawn in an epoch.
+
+    Raises:
+        BadSample: it cannot be used.
+        TrainingError: reading it failed in another way; names it.
+    """
     try:
-        return source[index]
+        drawn = getattr(source, "drawn", None)
+        return source[index] if drawn is None else drawn(index, epoch)
     except TrainingError:
         raise
     except Exception as error:  # a source may use any library, and the message must name the record

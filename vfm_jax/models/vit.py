@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Features
-from vfm_jax.nn.layers import NORMS, Dense, xavier_uniform
+from vfm_jax.nn.layers import NORMS, Dense, dropout, xavier_uniform
 from vfm_jax.nn.masking import gather_tokens
 from vfm_jax.nn.patches import ColorEmbedding, PatchEmbedding, grid_of, patch_size_of, patchify
 from vfm_jax.nn.pooling import AttentionPooling, ProbePooling, mean_pool
@@ -132,6 +132,10 @@ class ViT(nn.Module):
             -1 and 1 (iGPT); 0: by a linear map of its pixels.
         init_std: kernels start from a normal distribution of this deviation; None: from Glorot's uniform one.
         levels_of: a level is the output of the "block", or of its "mlp" before it is added (data2vec 2).
+        dropout: rate at which single numbers are dropped in training: behind the positions, the attention, the MLP's
+            activation and the MLP, as the first ViT does.
+        pooled_blocks: of how many last blocks the class tokens, each normalised, stand side by side in the pooled
+            vector, shallow to deep (4: linear probes of small models by DINO and DINOv2).
     """
 
     variant: str = "S/16"
@@ -186,6 +190,8 @@ class ViT(nn.Module):
     color_levels: int = 0
     init_std: float | None = None
     levels_of: str = "block"
+    dropout: float = 0.0
+    pooled_blocks: int = 1
 
     @property
     def patch_size(self) -> int:
@@ -222,6 +228,14 @@ class ViT(nn.Module):
                 "norm_pooled normalises the mean of the patches or the class token: it needs "
                 f'pooling="mean" or "class", not {self.pooling!r}.'
             )
+        if not 1 <= self.pooled_blocks <= self.num_levels:
+            raise UserError(f"pooled_blocks is {self.pooled_blocks}; this ViT has {self.num_levels} blocks.")
+        whole = "class" in self.pooling and self.final_norm and not self.norm_pooled and self.levels_of == "block"
+        if self.pooled_blocks > 1 and not whole:
+            raise UserError(
+                'pooled_blocks takes class tokens that the last norm has normalised: it needs pooling="class" or '
+                '"class_mean", final_norm=True, norm_pooled=False and levels_of="block".'
+            )
         own_norms = self.class_norm or self.local_class_norm
         if own_norms and (self.norm_pooled or not self.final_norm or not self.num_prefix_tokens):
             raise UserError(
@@ -235,6 +249,11 @@ class ViT(nn.Module):
     def num_levels(self) -> int:
         """How many blocks there are to ask for by `levels`."""
         return self.sizes[1]
+
+    @property
+    def _asked(self) -> tuple[int, ...]:
+        """Blocks whose outputs are needed: the levels, and those below the last that are pooled."""
+        return *self.levels, *range(-self.pooled_blocks, -1)
 
     def setup(self) -> None:
         self._check()
@@ -270,6 +289,7 @@ class ViT(nn.Module):
             drop_path_shape=self.drop_path_shape,
             causal=self.causal,
             levels_of=self.levels_of,
+            dropout=self.dropout,
         )
 
         def norm(name: str) -> nn.Module:
@@ -369,6 +389,11 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
         return self.input_norm(x) if self.norm_input == "tokens" else x
 
+    def _dropped(self, x: Float[Array, "b n d"], keys: jax.Array | None) -> Float[Array, "b n d"]:
+        # a stream of its own, as the rotation's
+        own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, self.sizes[1] + 1))(keys)
+        return dropout(own, x, self.dropout)
+
     def _prefix(self) -> Float[Array, "n d"]:
         tokens = [self.class_embedding[None]] if self.class_token else []
         tokens += [self.distillation_embedding[None]] if self.distillation_token else []
@@ -424,13 +449,13 @@ class ViT(nn.Module):
         """
         grid = grid_of((image.shape[1], image.shape[2]), self.patch_size)
         keys = keys if train else None
-        x = self.embed(image, keep, masked)
+        x = self._dropped(self.embed(image, keep, masked), keys)
         told = self._told(grid, keep, keys)
         if valid is not None:
             told["mask"] = self._with_prefix(valid)[:, None, None, :]
         if mask is not None:
             told["mask"] = mask[:, None] & told.get("mask", True)
-        x, levels = self.transformer(x, keys=keys, levels=self.levels, **told)
+        x, levels = self.transformer(x, keys=keys, levels=self._asked, **told)
         return self._features(x, levels, grid, train and local, valid)
 
     def packed(
@@ -468,11 +493,11 @@ class ViT(nn.Module):
         place = jnp.stack([index // columns, index % columns], axis=-1)  # b n 2
         place = jnp.where(valid[:, :, None], place, 0).astype(jnp.float32)  # padding: the first patch's position
         sizes = shapes.astype(jnp.float32)
-        x = self._tokens(patches, self._packed_positions(place, sizes), None)
+        x = self._dropped(self._tokens(patches, self._packed_positions(place, sizes), None), keys)
         told: dict[str, Any] = {"mask": self._with_prefix(valid)[:, None, None, :]}
         if self.positions == "rope":
             told["rope"] = self._rotation(place, sizes, keys)
-        x, levels = self.transformer(x, keys=keys, levels=self.levels, **told)
+        x, levels = self.transformer(x, keys=keys, levels=self._asked, **told)
         return self._features(x, levels, (0, 0), False, valid)
 
     def _normalize(self, x: Float[Array, "b n d"], local: bool) -> Float[Array, "b n d"]:
@@ -496,8 +521,12 @@ class ViT(nn.Module):
         valid: Bool[Array, "b k"] | None = None,
     ) -> Features:
         x = self._normalize(x, local)
+        levels, below = levels[: len(self.levels)], levels[len(self.levels) :]
         levels = tuple((self._normalize(level, local) if self.norm_levels else level) for level in levels)
         pooled = self._pool(x, valid)
+        if below:
+            tokens = [self._normalize(level, local)[:, 0].astype(pooled.dtype) for level in below]
+            pooled = jnp.concatenate([*tokens, pooled], axis=1)
         if self.norm_pooled:
             pooled = self.last_norm(pooled)
         if self.representation:

@@ -212,6 +212,17 @@ class LayerScale(nn.Module):
         return x * jnp.broadcast_to(gamma.astype(x.dtype), x.shape)
 
 
+def dropout(keys: jax.Array | None, x: Float[Array, "b n d"], rate: float) -> Float[Array, "b n d"]:
+    """Sets single numbers to zero, with probability `rate`, and scales up the others. No keys, one per example: none.
+
+    Reference: Srivastava et al., Dropout, 2014 (JMLR 15).
+    """
+    if keys is None or rate == 0:
+        return x
+    alive = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(alive, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+
+
 def drop_path(keys: jax.Array | None, x: Float[Array, "b n d"], rate: float | jax.Array) -> Float[Array, "b n d"]:
     """Drops the residual branch of some examples, with probability `rate`, and scales up the others.
 

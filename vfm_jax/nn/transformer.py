@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import lookup
 from vfm_jax.nn.attention import SelfAttention
-from vfm_jax.nn.layers import ACTIVATIONS, NORMS, Dense, Initializer, LayerScale, drop_path, xavier_uniform
+from vfm_jax.nn.layers import ACTIVATIONS, NORMS, Dense, Initializer, LayerScale, drop_path, dropout, xavier_uniform
 from vfm_jax.nn.positions import RelativeIndex, Rotation
 
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
@@ -32,11 +32,13 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
     use_bias: bool = True
 
+    dropout: float = 0.0
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], keys: jax.Array | None = None) -> Float[Array, "b n d"]:
         dense: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
         hidden = Dense(self.hidden_dim, **dense, name="up")(x)
-        hidden = ACTIVATIONS[self.activation](hidden)
+        hidden = dropout(keys, ACTIVATIONS[self.activation](hidden), self.dropout)
         return Dense(self.width, **dense, name="down")(hidden)
 
 
@@ -53,11 +55,13 @@ class GatedMlp(nn.Module):
     dtype: DTypeLike = jnp.float32
     use_bias: bool = True
 
+    dropout: float = 0.0
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], keys: jax.Array | None = None) -> Float[Array, "b n d"]:
         dense: dict[str, Any] = dict(kernel_init=self.kernel_init, dtype=self.dtype, use_bias=self.use_bias)
         gate = ACTIVATIONS[self.activation](Dense(self.hidden_dim, **dense, name="gate")(x))
-        hidden = gate * Dense(self.hidden_dim, **dense, name="up")(x)
+        hidden = dropout(keys, gate * Dense(self.hidden_dim, **dense, name="up")(x), self.dropout)
         return Dense(self.width, **dense, name="down")(hidden)
 
 
@@ -91,6 +95,7 @@ class Block(nn.Module):
     qk_norm: bool = False
     relative: bool = False
     causal: bool = False
+    dropout: float = 0.0
 
     def setup(self) -> None:
         norm = NORMS[self.norm]
@@ -111,7 +116,7 @@ class Block(nn.Module):
         )
         self.norm2 = norm(self.norm_epsilon, self.dtype)
         self.mlp = MLPS[self.mlp_kind](
-            self.width, self.mlp_dim, self.activation, self.kernel_init, self.dtype, self.mlp_bias
+            self.width, self.mlp_dim, self.activation, self.kernel_init, self.dtype, self.mlp_bias, self.dropout
         )
         scaled = self.layer_scale is not None
         self.scale1 = LayerScale(self.layer_scale) if scaled else lambda x: x
@@ -136,12 +141,19 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """The tokens after this block, and what its MLP gave before it was added."""
         keys1, keys2 = (None, None) if keys is None else _two_streams(keys)
+
+        def attend(x: jax.Array) -> jax.Array:
+            return dropout(_stream(keys1, 0), self.attention(x, **told), self.dropout)
+
+        def mix(x: jax.Array) -> jax.Array:
+            return dropout(_stream(keys2, 0), self.mlp(x, _stream(keys2, 1)), self.dropout)
+
         if self.norm_order == "post":
-            x = self.norm1(x + drop_path(keys1, self.scale1(self.attention(x, **told)), drop_rate))
-            mixed = self.mlp(x)
+            x = self.norm1(x + drop_path(keys1, self.scale1(attend(x)), drop_rate))
+            mixed = mix(x)
             return self.norm2(x + drop_path(keys2, self.scale2(mixed), drop_rate)), mixed
-        x = x + drop_path(keys1, self.scale1(self.attention(self.norm1(x), **told)), drop_rate)
-        mixed = self.mlp(self.norm2(x))
+        x = x + drop_path(keys1, self.scale1(attend(self.norm1(x))), drop_rate)
+        mixed = mix(self.norm2(x))
         return x + drop_path(keys2, self.scale2(mixed), drop_rate), mixed
 
     def attention_weights(self, x: Float[Array, "b n d"], **told: Any) -> Float[Array, "b heads n n"]:
@@ -159,6 +171,10 @@ def places_of_levels(levels: Sequence[int], count: int, what: str = "blocks") ->
         if not -count <= level < count:
             raise UserError(f"levels names {level}; this network has {what} 0 to {count - 1}, and -1 for the last.")
     return [level % count for level in levels]
+
+
+def _stream(keys: jax.Array | None, number: int) -> jax.Array | None:
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -213,6 +229,7 @@ class Transformer(nn.Module):
     causal: bool = False
     levels_of: str = "block"
     drop_path_shape: str = "linear"
+    dropout: float = 0.0
 
     def setup(self) -> None:
         if self.width % self.heads:
@@ -245,6 +262,7 @@ class Transformer(nn.Module):
             self.qk_norm,
             self.relative,
             self.causal,
+            self.dropout,
             parent=None,  # a pure function of the layer's parameters, which are this module's own
         )
 
@@ -285,7 +303,7 @@ class Transformer(nn.Module):
         told: dict[str, Any] = dict(mask=mask, bias=bias, rope=rope, where=where)
         first = 0.0 if self.drop_path_shape == "linear" else self.drop_path
         rates = np.linspace(first, self.drop_path, self.depth, dtype=np.float32)
-        keys = keys if self.drop_path > 0 else None
+        keys = keys if self.drop_path > 0 or self.dropout > 0 else None
         wanted = places_of_levels(levels, self.depth)
 
         def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:

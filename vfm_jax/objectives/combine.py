@@ -63,13 +63,22 @@ def combine(*, members: Sequence[Member]) -> Objective:
             raise UserError(f"A member of combine and a network are both called {clash[0]!r}; give it a `label`.")
         return Variables(params, extra)
 
+    def draw(batch, key, step):
+        drawn = {}
+        for member in members:
+            read = _read(member, batch)
+            made = member.objective.draw(read, stream(key, member.label), step)
+            drawn |= {f"{member.label}/{name}": made[name] for name in made.keys() - read.keys()}
+        return {**batch, **drawn}
+
     def forward(params, extra, batch, key, step):
         outputs = {}
         for member in members:
+            own = {name.removeprefix(f"{member.label}/"): value for name, value in batch.items()}
             outputs[member.label], moved = member.objective.forward(
                 _inward(params, member),
                 _lent(extra, member, params),
-                _read(member, batch),
+                _read(member, own),
                 stream(key, member.label),
                 step,
             )
@@ -130,6 +139,7 @@ def combine(*, members: Sequence[Member]) -> Objective:
         embedding=lambda outputs: members[0].objective.embedding(outputs[members[0].label]),
         after_load=after_load,
         constrain=constrain,
+        draw=draw,
     )
 
 

@@ -54,8 +54,11 @@ class Objective(NamedTuple):
         separable: the loss is a mean over examples, and nothing else couples them.
         embedding: outputs -> representations of the views of each example (b v d), for what is watched in training.
         after_load: (params, extra) -> extra, once parameters have come from a file or a stage before: a teacher is a
-            copy of its student then, as after `init`.
+            copy of its student then, as after `init`. Of a stage before these are the parameters that it is evaluated
+            by, its teacher's where it has one.
         constrain: params -> params, after every update, for those that must stay in a set (a temperature in a range).
+        draw: (batch, key, step) -> batch, with what is drawn for the effective batch as a whole, before it is split
+            into micro-batches (masks that its images share out among themselves). `forward` reads it there.
     """
 
     init: Callable[[jax.Array, Batch], Variables]
@@ -67,6 +70,7 @@ class Objective(NamedTuple):
     embedding: Callable[[Any], jax.Array]
     after_load: Callable[[Params, Extra], Extra] = lambda params, extra: extra
     constrain: Callable[[Params], Params] = lambda params: params
+    draw: Callable[[Batch, jax.Array, jax.Array], Batch] = lambda batch, key, step: batch
 
 
 def carry_nothing(params: Params, extra: Extra, step: jax.Array) -> Extra:

@@ -45,7 +45,8 @@ def moco_v3(
     is frozen there (Sec. 4.2): in a recipe, by a group of the optimizer with `lr_scale=0`.
 
     Reference: Chen et al., 2021 (arXiv:2104.02057), Algorithm 1. The authors average the keys' networks at the start
-    of the next step, by that step's momentum; here it is at the end of this one, by this one's.
+    of a step, by that step's momentum; here it is at the end of the one before, by the momentum of the step to come:
+    the keys of every step are theirs.
 
     Args:
         encoder: images -> Features.
@@ -103,7 +104,7 @@ def moco_v3(
         return loss, (extra, measured)
 
     def after_update(params, extra, step):
-        return {**extra, "target": move_teacher(extra["target"], params, momentum(step))}
+        return {**extra, "target": move_teacher(extra["target"], params, momentum(step + 1))}
 
     return Objective(
         init,

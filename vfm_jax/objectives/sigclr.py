@@ -16,7 +16,7 @@ def sigclr(
     projector: Any,
     *,
     positives: str = "view",
-    temperature: float = 0.2,
+    temperature: float = 0.1,
     initial_bias: float = -10.0,
     learn_temperature: bool = False,
     learn_bias: bool = True,
@@ -35,7 +35,8 @@ def sigclr(
         projector: pooled features -> embeddings, whose directions are compared.
         positives: by "view" (of the same image) or by "label" (of any image of its class; an image without a label
             has its own views alone).
-        temperature: τ, at the start where it is learned.
+        temperature: τ, at the start where it is learned. At 1 / τ < |β| no pair is ever taken for a positive one, and
+            all embeddings are drawn together until β has moved.
         initial_bias: β at the start; nearly all pairs are negative.
         learn_temperature: the factor 1 / τ is learned, by its logarithm.
         learn_bias: β is learned.

@@ -31,14 +31,17 @@ def move_teacher(teacher: dict[str, Any], params: Params, momentum: float | jax.
     return {role: update_ema(own, params[role], momentum) for role, own in teacher.items()}
 
 
-def frozen_networks(made: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def frozen_networks(made: Mapping[str, Sequence[Any]], extra: Mapping[str, Any] = {}) -> dict[str, Any]:
     """What `extra` holds of networks that never learn: role -> (parameters, batch statistics) in two dicts of roles.
 
-    They are random until the program fills them from the files that the recipe names (`weights.frozen`).
+    They are random until the program fills them from the files that the recipe names (`weights.frozen`). Those that
+    `extra` has already stay.
     """
+    params = {role: own for role, (own, _) in made.items()}
+    statistics = {role: own for role, (_, own) in made.items()}
     return {
-        "frozen": {role: params for role, (params, _) in made.items()},
-        "frozen_statistics": {role: statistics for role, (_, statistics) in made.items()},
+        "frozen": {**extra.get("frozen", {}), **params},
+        "frozen_statistics": {**extra.get("frozen_statistics", {}), **statistics},
     }
 
 

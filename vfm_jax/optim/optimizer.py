@@ -30,6 +30,7 @@ from vfm_jax.optim.muon import matrix_axes, scale_by_muon
 from vfm_jax.optim.schedules import Schedule
 from vfm_jax.optim.sharpness import sharpness_aware
 from vfm_jax.optim.transforms import (
+    add_momentum,
     add_weight_decay,
     clip_by_norm,
     hold_frozen,
@@ -334,7 +335,7 @@ def lars(
     _check_share(f"{path}.momentum", momentum)
     shared: dict[str, Any] = dict(layer_decay=layer_decay, clip_norm=clip_norm, clip_over=clip_over)
     leaves = leaf_settings(params, groups, weight_decay=weight_decay, adaptive=True, path=path, **shared)
-    trace = optax.trace(decay=momentum, nesterov=nesterov)
+    trace = add_momentum(momentum=momentum, nesterov=nesterov)
     rate = scale_by_rate(leaves, schedule)
     rules = (
         add_weight_decay(leaves),
@@ -350,6 +351,7 @@ def sgd(
     path: str,
     *,
     momentum: float = 0.9,
+    momentum_dtype: str = "float32",
     nesterov: bool = False,
     weight_decay: Decay = 0.0,
     groups: Groups | None = None,
@@ -365,15 +367,17 @@ def sgd(
         schedule: step -> learning rate.
         path: of the config dict, for messages.
         momentum: memory of the momentum, in [0, 1).
+        momentum_dtype: it is kept in; "bfloat16" in big_vision's recipes.
         nesterov: Nesterov's momentum.
         weight_decay: added to the gradient; from this field on all share them.
     """
     _check_share(f"{path}.momentum", momentum)
+    _check_dtype(f"{path}.momentum_dtype", momentum_dtype)
     shared: dict[str, Any] = dict(layer_decay=layer_decay, clip_norm=clip_norm, clip_over=clip_over)
     leaves = leaf_settings(params, groups, weight_decay=weight_decay, path=path, **shared)
     rules = (
         add_weight_decay(leaves),
-        optax.trace(decay=momentum, nesterov=nesterov),
+        add_momentum(momentum=momentum, nesterov=nesterov, dtype=momentum_dtype),
         scale_by_rate(leaves, schedule),
     )
     return _assemble(params, leaves, sam_radius, path, *rules)

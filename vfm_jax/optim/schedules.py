@@ -156,19 +156,28 @@ def rsqrt(
     warmup_steps: int = 0,
     total_steps: int,
     timescale_steps: int = 10_000,
+    cooldown_steps: int = 0,
     start: float = 0.0,
 ) -> Schedule:
-    """Warm-up, then base / √(1 + (s - w) / timescale): no end of the run in it, so a run can be prolonged.
+    """Warm-up, then base / √(1 + (s - w) / timescale), and over the last `cooldown_steps` times a line to zero.
+
+    There is no end of the run in it but for the cool-down: before that, a run can be prolonged.
 
     Reference: Zhai et al., Scaling Vision Transformers, 2021, Sec. 3.5 (arXiv:2106.04560), in big_vision's form.
     """
 
     def shape(step: jax.Array) -> jax.Array:
-        return base * jax.lax.rsqrt(1.0 + (step - warmup_steps).astype(jnp.float32) / timescale_steps)
+        rate = base * jax.lax.rsqrt(1.0 + (step - warmup_steps).astype(jnp.float32) / timescale_steps)
+        return rate * _remaining(step, total_steps - cooldown_steps, total_steps) if cooldown_steps else rate
 
     _check(base, warmup_steps, total_steps)
     if timescale_steps < 1:
         raise UserError(f"timescale_steps is {timescale_steps}; expected at least 1.")
+    if cooldown_steps < 0 or warmup_steps + cooldown_steps > total_steps:
+        raise UserError(
+            f"warm-up ({warmup_steps} steps) and cool-down ({cooldown_steps} steps) do not fit a run of"
+            f" {total_steps} steps."
+        )
     return _after_warmup(shape, base, warmup_steps, start)
 
 

@@ -40,6 +40,25 @@ def add_weight_decay(leaves: Mapping[str, LeafSettings]) -> optax.GradientTransf
     return optax.GradientTransformation(init, update)
 
 
+def add_momentum(*, momentum: float, nesterov: bool = False, dtype: str = "float32") -> optax.GradientTransformation:
+    """m ← momentum · m + u in place of u, or u + momentum · m of the new m; kept in `dtype`, computed in float32."""
+
+    def init(params: Any) -> optax.TraceState:
+        return optax.TraceState(optax.tree.zeros_like(params, dtype=dtype))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.TraceState]:
+        del params
+
+        def follow(u: jax.Array, m: jax.Array) -> jax.Array:
+            return u + momentum * m.astype(jnp.float32)
+
+        trace = jax.tree.map(follow, updates, state.trace)
+        after = jax.tree.map(follow, updates, trace) if nesterov else trace
+        return after, optax.TraceState(optax.tree.cast(trace, dtype))
+
+    return optax.GradientTransformation(init, update)
+
+
 def scale_by_rate(leaves: Mapping[str, LeafSettings], schedule: Schedule) -> optax.GradientTransformation:
     """Multiplies each update by minus its leaf's learning rate: `lr_scale` times the leaf's own schedule, or this."""
 

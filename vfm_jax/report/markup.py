@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.resources
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,3 +57,32 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> str:
     """Names and values; those without a value are left out."""
     shown = [(name, value) for name, value in pairs if value not in (None, "", ABSENT)]
     return "<dl>" + "".join(f"<div><dt>{text(n)}</dt><dd>{text(v)}</dd></div>" for n, v in shown) + "</dl>"
+
+
+def document(title: str, status: str, lead: str, warnings: str, sections: Iterable[tuple[str, str, str]]) -> str:
+    """A whole page: its head, and the sections that have something to show.
+
+    Args:
+        title: HTML of ours, as are the next three.
+        status: stands behind the name of the program.
+        lead: what the page is about, in a paragraph.
+        warnings: what is to be read first.
+        sections: title (text), anchor and HTML of each.
+    """
+    shown = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{anchor}">{text(name)}</a>' for name, anchor, _ in shown)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{text(name)}</h2>{content}</section>' for name, anchor, content in shown
+    )
+    style = importlib.resources.files("vfm_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # The browser itself refuses whatever would leave this file.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{title} · vfm_jax</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><p class=kicker>vfm_jax{status}</p><h1>{title}</h1>{lead}</header>\n"
+        f"{warnings}<nav>{links}</nav>\n{body}\n</main>\n</body>\n</html>\n"
+    )

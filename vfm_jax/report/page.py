@@ -5,7 +5,6 @@ in them) and may be called at any time, in the middle of a run too. A part whose
 file asks the network for nothing, needs no JavaScript, and has neither credentials nor unescaped text in it.
 """
 
-import importlib.resources
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,25 +129,8 @@ def _document(run: RunFiles) -> str:
         ("How this was made", "made", _made(run)),
         ("All settings", "settings", _settings(run)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{anchor}">{markup.text(title)}</a>' for title, anchor, _ in sections)
-    body = "".join(
-        f'<section id="{anchor}"><h2>{markup.text(title)}</h2>{content}</section>'
-        for title, anchor, content in sections
-    )
-    style = importlib.resources.files("vfm_jax.report").joinpath("page.css").read_text(encoding="utf-8")
     title = markup.text(run.summary.get("title")) if run.summary.get("title") else f"Trained on {_trained_on(run)}"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # The browser itself refuses whatever would leave this file.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title} · vfm_jax</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><p class=kicker>vfm_jax{_status(run)}</p><h1>{title}</h1>{_lead(run)}</header>\n"
-        f"{_warnings(run)}<nav>{links}</nav>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return markup.document(title, _status(run), _lead(run), _warnings(run), sections)
 
 
 def _stages(run: RunFiles) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Num
 from vfm_jax.report.projection import principal_components
 
 _LINE, _FAINT = "#0a84c9", "#7fb8dc"
-_CLASSES = (
+CLASS_COLORS = (
     "#3f90da",
     "#ffa90e",
     "#bd1f01",
@@ -165,7 +165,7 @@ def curve(
         axes.set_yscale("log")
         title += " (logarithmic)"
     single = len(lines) == 1
-    for (name, (steps, values)), color in zip(lines.items(), (_LINE, *_CLASSES[1:] * len(lines)), strict=False):
+    for (name, (steps, values)), color in zip(lines.items(), (_LINE, *CLASS_COLORS[1:] * len(lines)), strict=False):
         steps, values = _thin_out(np.asarray(steps, np.float64), np.asarray(values, np.float64), 400)
         window = len(values) // 20
         if smooth and window >= 3 and np.isfinite(values).all():
@@ -176,7 +176,7 @@ def curve(
         axes.plot(
             steps, values, color=color, linewidth=2, marker=marker, markersize=4, label=name.replace("$", r"\$")
         )
-    for (name, value), color in zip(levels.items(), (_LINE, *_CLASSES[1:] * len(levels)), strict=False):
+    for (name, value), color in zip(levels.items(), (_LINE, *CLASS_COLORS[1:] * len(levels)), strict=False):
         axes.axhline(value, color=color, linewidth=1.4, linestyle=(0, (5, 3)), label=name.replace("$", r"\$"))
     for step, name in boundaries:
         axes.axvline(step, color=_INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)))
@@ -220,21 +220,22 @@ def scatter(
         axes.plot(*points.T, "o", markersize=4, color=_LINE, alpha=0.8, markeredgewidth=0)
         return _svg(figure)
     found, counts = np.unique(labels[labels >= 0], return_counts=True)
-    styles = len(_CLASSES) * len(_MARKERS)
+    styles = len(CLASS_COLORS) * len(_MARKERS)
     shown = np.sort(found[np.argsort(-counts, kind="stable")][:styles])
     others = ~np.isin(labels, shown)
     axes.plot(*points[others].T, "o", markersize=4, color=_OTHER, alpha=0.6, markeredgewidth=0)
     for i, label in enumerate(shown):
-        marker = _MARKERS[i // len(_CLASSES)]
+        marker = _MARKERS[i // len(CLASS_COLORS)]
         axes.plot(
-            *points[labels == label].T, marker, markersize=4.5, color=_CLASSES[i % len(_CLASSES)], alpha=0.85,
+            *points[labels == label].T, marker, markersize=4.5, color=CLASS_COLORS[i % len(CLASS_COLORS)], alpha=0.85,
             markeredgewidth=0,
         )  # fmt: skip
     for i, label in enumerate(shown):
         axes.text(
             *_densest(points[labels == label]), label_name(label, names), ha="center", va="center",
             fontsize=12, fontweight="bold", color=_INK, parse_math=False,
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": _PAPER, "edgecolor": _CLASSES[i % len(_CLASSES)]},
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": _PAPER,
+                  "edgecolor": CLASS_COLORS[i % len(CLASS_COLORS)]},
         )  # fmt: skip
     return _svg(figure)
 
@@ -248,3 +249,9 @@ def _densest(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " 2"]:
 def label_name(label: int, names: Sequence[str]) -> str:
     """The class's name, or its number where it has none."""
     return str(names[label]) if 0 <= label < len(names) else str(label)
+
+
+def class_color(label: int) -> tuple[float, float, float]:
+    """Red, green and blue, in [0, 1], of a class; ten of them, again and again."""
+    color = CLASS_COLORS[label % len(CLASS_COLORS)]
+    return int(color[1:3], 16) / 255, int(color[3:5], 16) / 255, int(color[5:7], 16) / 255

@@ -241,10 +241,6 @@ def run_stage(
         else:
             start = 0
             state = sharded_init(blank, experiment.rules, experiment.mesh, key)
-            if experiment.fill_frozen is not None:
-                extra, account = experiment.fill_frozen(state.extra)
-                state = state.replace(extra=extra)
-                run.say(account)
             if donor is not None:
                 variables, account = carry_over(
                     Variables(state.params, state.extra),
@@ -257,6 +253,10 @@ def run_stage(
                 run.say(account)
             elif public:
                 state, account = _with_public_weights(experiment, state)
+                run.say(account)
+            if experiment.fill_frozen is not None:  # last: a file that the stage names wins over what came along
+                extra, account = experiment.fill_frozen(state.extra)
+                state = state.replace(extra=extra)
                 run.say(account)
         step_function = jax.jit(
             make_step(

@@ -111,14 +111,16 @@ def carry_over(
         donor: what is taken from.
         patterns: regular expressions over leaf names; each must match a leaf of the parameters.
         objective: the stage's method.
-        after_load: the method's; sets what it carries by the new parameters, before its own leaves are taken over.
+        after_load: the method's; sets what it carries by what the donor is evaluated by, before its own leaves are
+            taken over: what begins as a teacher begins as the one that comes along.
 
     Raises:
         UserError: a pattern matches nothing here, nothing at all is taken over, or a shape differs.
     """
     given = donor.variables if donor.objective == objective else donor.result
     params, account = _carry_params(own.params, given.params, patterns, donor.origin)
-    extra = after_load(params, own.extra)
+    result, _ = _carry_params(own.params, donor.result.params, patterns, donor.origin)
+    extra = after_load(result, own.extra)
     carried = named_leaves(given.extra)
 
     def choose(name: str, leaf: jax.Array) -> jax.Array:

@@ -92,6 +92,7 @@ def gradients(
         num_micro_batches: parts that go through the networks one after another.
         observed: whether this step is one that `objectives.observe` looks at.
     """
+    batch = objective.draw(batch, key, step)
 
     def criterion(params: Any, extra: Any, outputs: Any) -> tuple[jax.Array, tuple[Any, Measurements]]:
         loss, (after, measured) = objective.criterion(params, extra, outputs, step)

@@ -61,6 +61,11 @@ class Source(Protocol):
     all records (int32), where they are known without reading any; `problems`, a line about each thing that was
     dropped or passed over; `target_names`, the classes of boxes or pixels.
 
+    A source whose records are image files may have `read(index, picture)`: the same example, with `image` and `size`
+    as `picture(reading, contents, name)` makes them (`data.decode.Picture`). It is what a crop on the host and the
+    cache ask for; a cache takes the name for the file's path, or for an archive's and the member's after a comma. A
+    source whose examples differ from epoch to epoch has `drawn(index, epoch)`, which the pipeline then takes.
+
     A source with texts has two more: `text_shape`, the t and l of its texts, and their `tokenizer`.
     """
 

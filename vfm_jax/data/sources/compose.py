@@ -14,6 +14,7 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import build, keywords, lookup
+from vfm_jax.data.decode import Picture
 from vfm_jax.data.sources.location import existing
 
 _FILL = {"label_map": 255, "box_labels": -1}  # of a field's rows and pixels beyond a smaller member's
@@ -62,14 +63,26 @@ class ComposedSource:
             self.text_shape = tuple(np.max([member.text_shape for member in members], axis=0).tolist())
         if hasattr(members[0], "target_names"):
             self.target_names = members[0].target_names
+        if all(hasattr(member, "read") for member in members):
+            self.read = self._read
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, row = self._place(index)
-        example = self._members[number][row]
-        shapes = {"image": self.image_shape} | {name: shape for name, (shape, _) in self.fields.items()}
+        return self._example(index, number, self._members[number][row])
+
+    def _read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
+        number, row = self._place(index)
+        return self._example(index, number, self._members[number].read(row, picture))
+
+    def _example(self, index: int, number: int, example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A member's example as this source's own."""
+        shapes = {name: shape for name, (shape, _) in self.fields.items()}
+        if example["image"].shape == self._members[number].image_shape:  # on its canvas, and no crop
+            shapes["image"] = self.image_shape
         if hasattr(self, "text_shape"):
             shapes["texts"] = self.text_shape
         larger = {
@@ -78,7 +91,7 @@ class ComposedSource:
             if example[name].shape != tuple(shape)
         }
         label = self._renamed(number, np.asarray(example["label"]))
-        return example | larger | {"label": label, "index": np.asarray(index, np.int32)}
+        return {**example, **larger, "label": label, "index": np.asarray(index, np.int32)}
 
     @property
     def labels(self) -> np.ndarray:

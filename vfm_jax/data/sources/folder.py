@@ -11,7 +11,7 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Reading, reading
+from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Picture, Reading, on_canvas, reading
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.splits import ALL, Split, parse_split, rows_of
 
@@ -42,8 +42,13 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
+        name = self.name(index)
         return {
-            **self._reading.read(self.name(index)),
+            **picture(self._reading, lambda: name, name),
             "label": np.asarray(self.labels[index]),
             "index": np.asarray(index, np.int32),
         }

@@ -12,7 +12,7 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Reading, reading
+from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Picture, Reading, on_canvas, reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, chosen_column, needed_column, rows_of_text
 from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.location import existing
@@ -75,8 +75,12 @@ class PairSource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
         return {
-            **self._reading.read(self._files.read(self._images[index]), self.name(index)),
+            **picture(self._reading, lambda: self._files.read(self._images[index]), self.name(index)),
             "label": np.asarray(-1, np.int32),
             "index": np.asarray(index, np.int32),
             **self._texts.fields(self.captions(index)),

@@ -13,7 +13,7 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Reading, reading
+from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, on_canvas, reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, chosen_column
 from vfm_jax.data.sources.labels import ClassNames, class_ids
 from vfm_jax.data.sources.location import existing
@@ -54,6 +54,18 @@ class ParquetSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
+        return {
+            **picture(self._reading, lambda: self._contents(index), self.name(index)),
+            "label": np.asarray(self.labels[index]),
+            "index": np.asarray(index, np.int32),
+        }
+
+    def _contents(self, index: int) -> bytes | str:
+        """The bytes of a record's image file, or its path."""
         name = self.name(index)
         file, group, row = self._place(index)
         try:
@@ -65,11 +77,7 @@ class ParquetSource:
             content = os.path.join(os.path.dirname(self._files[file]), value["path"])
         if content is None:
             raise BadSample(name, "empty", "the row has no image")
-        return {
-            **self._reading.read(content, name),
-            "label": np.asarray(self.labels[index]),
-            "index": np.asarray(index, np.int32),
-        }
+        return content
 
     def name(self, index: int) -> str:
         file, _, _ = self._place(index)

@@ -7,7 +7,7 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import Reading
+from vfm_jax.data.decode import Picture, Reading, on_canvas
 from vfm_jax.data.sources.files import Paths, Shards
 from vfm_jax.data.sources.labels import SPLIT_NAMES
 from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
@@ -41,8 +41,12 @@ class ImageFiles:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
         return {
-            **self._reading.read(self._files.read(self._names[index]), self.name(index)),
+            **picture(self._reading, lambda: self._files.read(self._names[index]), self.name(index)),
             "label": np.asarray(self.labels[index]),
             "index": np.asarray(index, np.int32),
         }

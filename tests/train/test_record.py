@@ -1,0 +1,67 @@
+"""What a run is told of its data while it trains."""
+
+import types
+
+import pytest
+
+from vfm_jax.train import record
+from vfm_jax.train.record import Watch
+
+READING = {"read": 0.0, "decode": 30.0, "resize": 10.0, "other": 0.0}
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """(said, step): what the run has said, and a function that takes a step of some seconds, part of them waiting."""
+    now, waited, said = [100.0], [0.0], []
+    monkeypatch.setattr(record.time, "perf_counter", lambda: now.append(now[-1] + 1e-9) or now[-1])
+    experiment = types.SimpleNamespace(stage=0, batch_size=8, log_every_steps=2)
+    run = types.SimpleNamespace(say=said.append, write=lambda *args: None)
+    watch = Watch(run, experiment, 0, [], None, lambda: READING)
+
+    def step(seconds, waiting):
+        now.append(now[-1] + seconds)
+        waited[0] += waiting
+        watch.stepped({"loss": 1.0, "gradient_norm": 1.0, "leaf_gradient_norms": []}, {}, waited[0])
+
+    return watch, said, step
+
+
+def test_a_run_that_waits_for_its_data_is_told_once_and_while_it_runs(watch):
+    watch, said, step = watch
+    step(50.0, 50.0)  # compiles, which hides how fast data come
+    for _ in range(8):
+        step(1.0, 0.6)
+    assert not said  # ten seconds are needed to tell
+    for _ in range(20):
+        step(1.0, 0.6)
+    assert said == [
+        "The doctor: input-bound 60 %: decode 45 %, resize 15 %; raise config.data.threads, cache, or take a smaller "
+        "canvas_size."
+    ]
+    assert watch.input_figures() == {
+        "input_bound_ratio": 0.6,
+        "reading_shares": {"read": 0.0, "decode": 0.75, "resize": 0.25, "other": 0.0},
+        "verdict": said[0].removeprefix("The doctor: "),
+    }
+
+
+def test_pauses_are_not_counted(watch):
+    watch, said, step = watch
+    for _ in range(20):
+        step(1.0, 0.05)
+        with watch.pause():
+            pass
+        step(60.0, 60.0)
+        step(1.0, 0.0)
+    assert not said
+    assert watch.input_figures()["input_bound_ratio"] < 0.1
+
+
+def test_a_run_of_few_seconds_gets_no_verdict(watch):
+    watch, said, step = watch
+    assert watch.input_figures() == {}
+    for _ in range(5):
+        step(1.0, 1.0)
+    assert watch.input_figures()["verdict"] == ""
+    assert not said
