@@ -10,7 +10,7 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Reading, image_kind, reading
+from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, image_kind, on_canvas, reading
 from vfm_jax.data.sources.labels import ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.records import rows_of_split, split_of_file
@@ -44,6 +44,10 @@ class ArrayRecordSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index, on_canvas)
+
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        """The record, its picture made as the caller says."""
         name = self.name(index)
         content, label = bytes(self._records[int(self._rows[index])]), -1
         if self._image_key is not None:
@@ -55,7 +59,7 @@ class ArrayRecordSource:
             except (ValueError, KeyError, IndexError) as error:
                 raise BadSample(name, "corrupt", f"no tf.train.Example as the first one is ({error!r})") from error
         return {
-            **self._reading.read(content, name),
+            **picture(self._reading, lambda: content, name),
             "label": np.asarray(label, np.int32),
             "index": np.asarray(index, np.int32),
         }

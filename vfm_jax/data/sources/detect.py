@@ -136,7 +136,7 @@ def _of_folder(root: pathlib.Path) -> Spec | None:
     path = str(root)
     if (root / "features.json").is_file() and (root / "dataset_info.json").is_file():
         return _of_tfds(root)
-    if any(root.glob("*.tar")):
+    if list(root.glob("*.tar")):
         return _of_tars(path)
     files = Folder(root)
     found = _in_files(files, path)
