@@ -35,6 +35,8 @@ CONFIG_READERS = {"cli.py", "experiment.py", "train/stages.py"}
 
 # Slow to import, or not everybody's: imported in the function that needs them.
 LAZY = {
+    "array_record",
+    "fsspec",
     "grain",
     "huggingface_hub",
     "matplotlib",

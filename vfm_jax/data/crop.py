@@ -209,8 +209,12 @@ class CroppedSource(WrappedSource):
             stage: likewise.
 
         Raises:
-            UserError: the source does not read image files.
+            UserError: the source does not read image files, or has targets at places in the image.
         """
+        if fields := getattr(source, "fields", {}):
+            raise UserError(
+                f"config.data.crop would leave {', '.join(fields)} where they were in the whole image. Leave it out."
+            )
         super().__init__(source, "crop", "Leave it out, and put random_resized_crop first in config.views.")
         self.image_shape = (crop.size, crop.size, source.image_shape[2])
         self._crop, self._seed, self._stage = crop, seed, stage

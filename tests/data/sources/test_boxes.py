@@ -8,6 +8,7 @@ import pytest
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.data.bad import BadSample
+from vfm_jax.data.crop import Crop, CroppedSource
 from vfm_jax.data.pipeline import train_batches
 from vfm_jax.data.sources import SOURCES
 
@@ -206,3 +207,10 @@ def test_an_annotation_made_to_do_harm_is_refused(devkit, text, message, encodin
     (devkit / "VOC2007" / "Annotations" / "000001.xml").write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match=rf"000001\.xml cannot be read as an annotation of Pascal VOC: .*({message})"):
         voc(devkit, split="train")
+
+
+def test_a_crop_would_not_move_the_boxes_and_is_refused(folder):
+    with pytest.raises(
+        UserError, match=r"config\.data\.crop would leave boxes, box_labels, num_boxes where they were"
+    ):
+        CroppedSource(coco(folder), Crop(size=4), seed=0)

@@ -15,6 +15,13 @@ One with texts has beside them
 
 of which the pipeline makes `text` (l): one drawn in each epoch in training, the first in evaluation.
 
+One with targets for places in the image has what its attribute `fields` says, such as
+
+    boxes       float32 (k, 4)  x0 y0 x1 y1 in pixels of the canvas
+    box_labels  int32 (k,)      their classes, ids in `target_names`; -1 in rows without a box
+    num_boxes   int32 ()        how many of the rows are boxes
+    label_map   uint8 (H, W)    class of each pixel of the canvas, 255 for none and beyond the picture
+
 A source whose records lie in memory may add `__getitems__(indices)`, which gives the same dict for many records at
 once (the batch axis first); the pipeline then never touches single records.
 """
@@ -24,6 +31,7 @@ from typing import Protocol
 import numpy as np
 
 from vfm_jax.data.sources import (
+    array_records,
     arrays,
     coco,
     compose,
@@ -49,6 +57,10 @@ class Source(Protocol):
 
     A record that cannot be used raises `data.bad.BadSample`; what becomes of it is the pipeline's to say.
 
+    A source may have besides: `fields`, name -> (shape, dtype) of what else is in an example; `labels`, class ids of
+    all records (int32), where they are known without reading any; `problems`, a line about each thing that was
+    dropped or passed over; `target_names`, the classes of boxes or pixels.
+
     A source whose records are image files may have `read(index, picture)`: the same example, with `image` and `size`
     as `picture(reading, contents, name)` makes them (`data.decode.Picture`). It is what a crop on the host and the
     cache ask for; a cache takes the name for the file's path, or for an archive's and the member's after a comma. A
@@ -70,6 +82,7 @@ class Source(Protocol):
 
 
 SOURCES = {
+    "array_records": array_records.array_records,
     "arrays": arrays.arrays,
     "balanced": compose.balanced,
     "coco": coco.coco,

@@ -8,7 +8,7 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import Reading
+from vfm_jax.data.decode import Picture, Reading
 from vfm_jax.data.sources.files import Paths, Shards
 from vfm_jax.data.sources.records import ImageFiles
 
@@ -92,8 +92,8 @@ class BoxSource(ImageFiles):
         if points:
             self.fields["keypoints"] = ((self.max_boxes, points, 3), np.float32)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = super().__getitem__(index)
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        example = super().read(index, picture)
         scale = self._scale(index, example["size"])
         boxes = self._boxes[self._ends[index] : self._ends[index + 1]]
         chosen = np.arange(len(boxes))

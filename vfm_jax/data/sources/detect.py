@@ -11,6 +11,7 @@ from typing import Any
 from vfm_jax.core.errors import UserError
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import read_header
+from vfm_jax.data.sources.array_records import array_record_files
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, TABLES, read_columns
 from vfm_jax.data.sources.files import Folder, Shards, is_image
 from vfm_jax.data.sources.labels import SPLIT_NAMES
@@ -61,7 +62,7 @@ def _of_file(file: pathlib.Path) -> Spec | None:
         return _of_npz(file)
     if name.endswith(".npy"):
         return dict(name="arrays", path=path)
-    if name.endswith((".array_record", ".arrayrecord")):
+    if ".array_record" in name:
         return dict(name="array_records", path=path)
     if name.endswith(".arrow") or (name.endswith(".parquet") and _has_images(file)):
         return dict(name="parquet", path=path)
@@ -135,7 +136,7 @@ def _of_folder(root: pathlib.Path) -> Spec | None:
     path = str(root)
     if (root / "features.json").is_file() and (root / "dataset_info.json").is_file():
         return _of_tfds(root)
-    if any(root.glob("*.tar")):
+    if list(root.glob("*.tar")):
         return _of_tars(path)
     files = Folder(root)
     found = _in_files(files, path)
@@ -148,7 +149,11 @@ def _of_folder(root: pathlib.Path) -> Spec | None:
         if by_ending[ending] and (ending == ".arrow" or _has_images(root / by_ending[ending][0])):
             words = [word for name in by_ending[ending] for word in _split_words(name)]
             return dict(name="parquet", path=path) | _first_split(sorted(set(words)))
-    single = [name for ending in (".npz", ".npy", ".array_record", *TABLES, ".tar") for name in by_ending[ending]]
+    records = array_record_files(root)
+    if records:
+        words = {word for name in records for word in _split_words(name)}
+        return dict(name="array_records", path=path) | _first_split(sorted(words))
+    single = [name for ending in (".npz", ".npy", *TABLES, ".tar") for name in by_ending[ending]]
     specs = [spec for name in single[:4] if (spec := _of_file(root / name)) is not None]
     if len(single) <= 4 and len(specs) == 1:
         return specs[0]

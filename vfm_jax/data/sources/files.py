@@ -129,7 +129,7 @@ def open_files(path: str) -> Files:
     """
     if not is_url(path) and not any(mark in path for mark in "{*?["):
         found = existing(path, "config.data.path")
-        if found.is_dir() and not any(found.glob("*.tar")):
+        if found.is_dir() and not list(found.glob("*.tar")):
             return Folder(found)
         if not found.is_dir() and not found.name.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")):
             raise UserError(f"config.data.path is {path!r}, a file; expected a folder, or tar files (.tar).")

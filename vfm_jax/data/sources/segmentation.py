@@ -13,7 +13,7 @@ from PIL import Image
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Reading, image_kind, read_header, reading
+from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, image_kind, read_header, reading
 from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.labels import SPLIT_NAMES, ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
@@ -51,8 +51,8 @@ class SegmentationSource(ImageFiles):
         self._ignore = np.array(sorted(ignore), np.uint8)
         self.fields: dict[str, tuple[tuple[int, ...], Any]] = {"label_map": (reading.canvas, np.uint8)}
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = super().__getitem__(index)
+    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
+        example = super().read(index, picture)
         name = self._files.describe(self._maps[index])
         found = _read_map(self._files.read(self._maps[index]), name, self._reading.max_pixels)
         height, width = map(int, example["size"])
