@@ -189,7 +189,7 @@ def test_a_channel_that_never_changes_has_a_usable_std(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["data"], ["no WHAT", "vfm data WHAT"]),
+        (["data"], ["no PATH", "vfm data PATH"]),
         (["data", "/no/such"], ["no/such"]),
         (["data", "configs/quikstart.py"], ["configs/quickstart.py"]),
         (["data", "configs/quickstart.py", "--config.data.splt=x"], ["splt", "'split'"]),
@@ -204,7 +204,7 @@ def test_a_channel_that_never_changes_has_a_usable_std(capsys, tmp_path):
         (["data", "configs/quickstart.py", "--step-seconds=fast"], ["--step-seconds=fast"]),
         (["data", "configs/quickstart.py", "--workdir=/no/run"], ["/no/run", "--step-seconds"]),
         (["data", "{photos}", "--jsn"], ["--jsn", "'--json'"]),
-        (["data", "stats"], ["no WHAT"]),
+        (["data", "stats"], ["no PATH"]),
         (["data", "stats", "{photos}", "--write=x.py"], ["CONFIG"]),
         (["data", "stats", "configs/quickstart.py", "--write=README.md"], ["README.md", ".py"]),
         (["data", "stats", "configs/quickstart.py", "--write=configs/quickstart.py"], ["not there yet"]),

@@ -523,14 +523,14 @@ def _data(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
         raise _Mistake("--step-seconds and --workdir say how fast a recipe trains; with a PATH there is none.")
     with _bars() as progress:
         indexes = data_report.measure(splits, limit=limit, progress=progress, say=_tell)
-    title = flags["what"] if experiment else os.path.basename(os.path.normpath(flags["what"]))
+    title = flags["path"] if experiment else os.path.basename(os.path.normpath(flags["path"]))
     made = data_report.report(
         title, splits, indexes, experiment=experiment, step_seconds=step_seconds, step_from=step_from
     )
     if "json" in flags:
         print(json.dumps(_finite(made.facts), indent=1))
     else:
-        _print(_overview(made.facts["splits"]), flags, flags["what"])
+        _print(_overview(made.facts["splits"]), flags, flags["path"])
         for line in findings(made.facts) or ["Nothing wrong was found."]:
             print(line)
         if made.facts["normalize"]:
@@ -552,13 +552,17 @@ def _overview(splits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     def size(facts: Mapping[str, Any]) -> str:
         return " x ".join(str(facts["size"][side]["median"]) for side in ("height", "width")) if facts["size"] else ""
 
+    def classes(counts: Mapping[str, int]) -> str | int | None:
+        seen = sum(1 for count in counts.values() if count)
+        return (seen if seen == len(counts) else f"{seen:,} of {len(counts):,}") if counts else None
+
     return [
         {
             "split": name,
             "records": facts["num_records"],
             "looked at": facts["num_read"],
             "bad": facts["num_bad"],
-            "classes": len(facts["classes"]) or None,
+            "classes": classes(facts["classes"]),
             "median size": size(facts),
             "channels": facts["channels"],
             "dtype": facts["dtype"],
@@ -584,7 +588,7 @@ def _data_index(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
         }
         for name, index in indexes.items()
     ]
-    _print(rows, flags, flags["what"])
+    _print(rows, flags, flags["path"])
 
 
 def _data_stats(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
@@ -597,7 +601,7 @@ def _data_stats(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     if write and not recipe:
         raise _Mistake("--write writes a recipe anew, and a PATH has none; give a CONFIG.")
     if write and not places:
-        raise UserError(f"{flags['what']} has no normalize among its views: nothing to write into. Add one to views.")
+        raise UserError(f"{flags['path']} has no normalize among its views: nothing to write into. Add one to views.")
     if write and (os.path.exists(write) or not write.endswith(".py")):
         raise UserError(f"--write={write}: expected the name of a .py file that is not there yet.")
     _, splits = _splits(flags, overrides)
@@ -607,7 +611,7 @@ def _data_stats(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     found = data_report.statistics_of(indexes[first])
     mean, std = data_report.rounded(found)
     if not mean:
-        raise UserError(f"{flags['what']} has no image that can be read: nothing to measure.")
+        raise UserError(f"{flags['path']} has no image that can be read: nothing to measure.")
     fields = ("mean", "std", "low", "high", "not_finite_ratio")
     rows = [{"channel": c} | {name: getattr(found, name)[c] for name in fields} for c in range(len(mean))]
     _print(rows, flags, f"{found.num_images:,} images of {first}, {found.num_pixels:,} pixels")
@@ -619,7 +623,7 @@ def _data_stats(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
         print(f"  --config.{place}.mean='{mean!r}' --config.{place}.std='{std!r}'", file=say)
     if write and recipe:
         text = _with_normalization(recipe, places, mean, std)
-        about = f"{flags['what']} with the mean and std of {found.num_images:,} of its own training images."
+        about = f"{flags['path']} with the mean and std of {found.num_images:,} of its own training images."
         _write_recipe(pathlib.Path(write), text, about)
         print(f"Written to {write}: vfm train --config={write} ...", file=say)
 
@@ -630,7 +634,7 @@ def _is_recipe(what: str) -> bool:
 
 def _what(flags: Flags, overrides: Sequence[tuple[str, str]]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The recipe of a CONFIG; or None, and how the images of a PATH are read."""
-    what = flags["what"]
+    what = flags["path"]
     if _is_recipe(what):
         return override(load_recipe(what), overrides, what), {}
     from vfm_jax.core.tables import keywords
@@ -820,10 +824,10 @@ COMMANDS = {
     "inspect": Command(_inspect, {"config": False, "json": True}),
     "config": Command(_config, {"config": False, "json": True}),
     "data": Command(
-        _data, {"limit": False, "out": False, "step-seconds": False, "workdir": False, "json": True}, ("what",)
+        _data, {"limit": False, "out": False, "step-seconds": False, "workdir": False, "json": True}, ("path",)
     ),
-    "data stats": Command(_data_stats, {"limit": False, "write": False, "json": True}, ("what",)),
-    "data index": Command(_data_index, {"limit": False, "json": True}, ("what",)),
+    "data stats": Command(_data_stats, {"limit": False, "write": False, "json": True}, ("path",)),
+    "data index": Command(_data_index, {"limit": False, "json": True}, ("path",)),
     "weights list": Command(_weights_list, {"json": True}),
     "weights inspect": Command(_weights_inspect, {"names": True, "json": True, **_FILE}, ("path",), ("path",)),
     "weights import": Command(_weights_import, {"out": False, **_FILE}, ("path",), ("path",)),
