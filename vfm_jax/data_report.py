@@ -19,6 +19,7 @@ from vfm_jax.data.repeats import Repeats, find_repeats
 from vfm_jax.data.sources import SOURCES, Source, detect
 from vfm_jax.data.statistics import Moments, Statistics, merge
 from vfm_jax.data.timing import Stopwatch
+from vfm_jax.data.wrapped import unwrapped
 from vfm_jax.experiment import PROBED, Experiment, from_recipe, source_specs
 from vfm_jax.report.data_page import Pictures, Tile
 from vfm_jax.train.stages import read_stages
@@ -92,7 +93,7 @@ def splits_of(recipe: Mapping[str, Any]) -> tuple[Experiment, dict[str, Split]]:
     splits = {}
     for name, spec in source_specs(fields).items():
         own = {"train": experiment.source, PROBED: experiment.eval_sources.get("train")}
-        source = own.get(name, experiment.eval_sources.get(name))
+        source = unwrapped(own.get(name, experiment.eval_sources.get(name)))  # whole pictures, not crops of them
         splits[name] = Split(build(SOURCES, spec, "config.eval_data") if source is None else source, spec)
     return experiment, splits
 

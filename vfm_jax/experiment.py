@@ -412,7 +412,8 @@ def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     What a probe trains on, where it is something else, is `PROBED`.
     """
-    fields = {name: value for name, value in recipe["data"].items() if name not in LOADER and name != "batch_size"}
+    others = {*LOADER, *HOLDING, "batch_size"}
+    fields = {name: value for name, value in recipe["data"].items() if name not in others}
     overlays = {split: dict(overlay) for split, overlay in recipe.get("eval_data", {}).items() if overlay}
     own = {PROBED if split == "train" else split: fields | overlay for split, overlay in overlays.items()}
     return {"train": fields} | own

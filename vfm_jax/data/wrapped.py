@@ -1,6 +1,6 @@
 """Sources that read another source's image files in a way of their own."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,3 +55,8 @@ class WrappedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+
+def unwrapped(source: Any) -> Any:
+    """The source whose whole pictures a wrapped one reads; any other as it is."""
+    return source._source if isinstance(source, WrappedSource) else source
