@@ -7,9 +7,9 @@
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
-thousands) and ViT of width 64 (in place of ResNets), but for the methods that are made for another encoder. An
-average network remembers at most a tenth of the run: with the authors' momentum it would still be random weights at
-the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of the same encoder
+thousands) and ViT of width 64 (in place of ResNets and VGG), but for the methods that are made for another encoder.
+An average network remembers at most a tenth of the run: with the authors' momentum it would still be random weights
+at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of the same encoder
 with random weights, and of raw pixels.
 """
 
@@ -85,6 +85,8 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     recipe = load_recipe(f"{ROOT / location}:tiny")
     colour = data["name"] != "mnist5k"
     normalize = CIFAR10 if colour else DIGITS
+    if recipe["networks"]["encoder"]["name"] == "vgg":  # one that halves its map five times gets larger crops
+        recipe["views"]["image"]["ops"][0]["size"] = 32
     size = _first_size(recipe["views"])  # an encoder is asked about images as large as those that it was trained on
     whole = dict(name="center_crop", size=size, resize_shorter=size, interpolation="bicubic")
     recipe |= dict(
@@ -93,7 +95,7 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
         eval_data=dict(test=dict(split="test")), eval_views=dict(image=dict(ops=(whole, normalize))),
         evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init", "raw_pixels"),
     )  # fmt: skip
-    if recipe["networks"]["encoder"]["name"] in ("resnet", "bit"):
+    if recipe["networks"]["encoder"]["name"] in ("resnet", "bit", "vgg"):
         recipe["networks"]["encoder"] = VIT
     if recipe["networks"]["encoder"]["name"] == "vit":
         recipe["networks"]["encoder"] |= SMALL
