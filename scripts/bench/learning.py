@@ -8,9 +8,10 @@ Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 e
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
 thousands) and ViT of width 64 (in place of ResNets and VGG), but for the methods that are made for another encoder.
-An average network remembers at most a tenth of the run: with the authors' momentum it would still be random weights
-at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of the same encoder
-with random weights, and of raw pixels.
+An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
+as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
+random weights at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of
+the same encoder with random weights, and of raw pixels.
 """
 
 import argparse
@@ -33,6 +34,7 @@ COLOUR = ("color_jitter", "grayscale", "solarize", "three_augment")
 CIFAR10 = dict(name="normalize", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 SMALL = dict(width=64, depth=3, heads=2, mlp_dim=128)
 VIT = dict(name="vit", variant="mu/4", positions="sincos2d", pooling="class")
+REGRESSING = ("ijepa", "data2vec2")  # the average network's features
 MAIN = ("mae", "simclr", "byol", "dino", "barlow_twins", "vicreg")  # at three seeds
 _LOCK = threading.Lock()
 DIGITS = dict(name="normalize", mean=0.13, std=0.31)
@@ -100,7 +102,7 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     if recipe["networks"]["encoder"]["name"] == "vit":
         recipe["networks"]["encoder"] |= SMALL
     recipe["objective"] |= {
-        field: _remembering(value, steps / 10)
+        field: _remembering(value, steps / (4 if recipe["objective"]["name"] in REGRESSING else 10))
         for field, value in recipe["objective"].items()
         if field.endswith("momentum")
     }
