@@ -4,6 +4,7 @@ A server that has imported everything forks a run in no time, so that a start, s
 two of a processor. Workers start as they always do, from nothing.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -51,8 +52,8 @@ if __name__ == "__main__":
                 import traceback
                 traceback.print_exc()
                 os._exit(1)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)
+        print("begun", child, flush=True)
+        print("ended", os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -67,7 +68,12 @@ class Server:
         env.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
         env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, script], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, script],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def start(self, workdir, workers):
@@ -92,10 +98,16 @@ class Server:
         job = dict(recipe=recipe, workdir=str(workdir), log=str(workdir) + ".log")
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return self._told("begun")
 
     def wait(self):
-        return int(self.process.stdout.readline())
+        return self._told("ended")
+
+    def _told(self, what):
+        # Never another number in the place of a process: kill(0) would end the tests themselves.
+        line = self.process.stdout.readline().split()
+        assert line[:1] == [what], line
+        return int(line[1])
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +181,8 @@ def _kill_some_time(server, process, workdir, before, chance, seconds):
     else:
         time.sleep(chance.uniform(0, to_start))
     workers = _children(process)
-    os.kill(process, signal.SIGKILL)  # where it has ended by itself, the server has yet to say so, or just did
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(process, signal.SIGKILL)
     status = server.wait()
     assert _wait_until(lambda: not [w for w in workers if _parent_of(w) is not None], 20), "a process was left behind"
     return status
