@@ -121,9 +121,9 @@ def server(tmp_path_factory):
         if i in DAMAGED:
             file.write_bytes(file.read_bytes()[: 60 if i % 2 else 300])
     server = Server(folder)
-    yield server
-    server.process.stdin.close()
-    server.process.wait()
+    with server.process:
+        yield server
+        server.process.stdin.close()
 
 
 @pytest.fixture(scope="module")
