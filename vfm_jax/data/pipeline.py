@@ -12,7 +12,6 @@ is not valid in evaluation; `data.ledger` keeps account. Whatever else fails end
 
 import contextlib
 import dataclasses
-import math
 import multiprocessing
 import os
 import signal
@@ -31,8 +30,7 @@ from vfm_jax.data.order import EvaluationOrder, TrainingOrder
 from vfm_jax.data.sources import Source
 from vfm_jax.data.timing import PARTS, Stopwatch
 
-_PART_ROWS = (16, 64)  # of a part; more where images are small, and passing a part on costs as much as reading it
-_PART_BYTES = 2**18
+_PART_ROWS = 16
 _MAX_THREADS = 16
 _SIGTERM_GRACE_SECONDS = 60
 _ENDING = {signal.SIGINT, signal.SIGTERM}
@@ -329,8 +327,7 @@ def _reader(
         )
     num_rows = batch_size // process_count
     # A source that reads many records at once is fastest with whole batches.
-    rows = np.clip(_PART_BYTES // math.prod(source.image_shape), *_PART_ROWS)
-    num_parts = 1 if hasattr(source, "__getitems__") else -(-num_rows // int(rows))
+    num_parts = 1 if hasattr(source, "__getitems__") else -(-num_rows // _PART_ROWS)
     return _Reader(source, order, batch_size, process_index * num_rows, num_rows, num_parts)
 
 
