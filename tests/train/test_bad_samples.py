@@ -64,7 +64,7 @@ def test_a_run_goes_on_without_them_and_counts_them(recipe, tmp_path, capsys):
     assert summary["bad_samples"]["reasons"] == {"truncated": 3}
     assert {row["name"] for row in summary["bad_samples"]["records"]} == {"3.png", "9.png", "30.png"}
     parts = {(row["part"], row["index"]) for row in _ledger(tmp_path / "run")}
-    assert parts == {(part, index) for part in ("train", "eval test") for index in (3, 9, 30)}
+    assert parts == {(part, index) for part in ("train", "eval train", "eval test") for index in (3, 9, 30)}
     assert len(_ledger(tmp_path / "run")) == len(parts)  # two epochs, and each once
     assert np.isfinite(summary["evaluations"]["pretrained"]["classification/accuracy"])
     out = capsys.readouterr().out
