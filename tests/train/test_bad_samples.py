@@ -59,6 +59,7 @@ def _ledger(workdir):
 
 
 def test_a_run_goes_on_without_them_and_counts_them(recipe, tmp_path, capsys):
+    recipe["checkpoints"] = dict(every_steps=3)  # steps between two saves are what waiting is measured in
     summary = train(recipe, tmp_path / "run")
     assert summary["finished"]
     assert summary["bad_samples"]["reasons"] == {"truncated": 3}
