@@ -210,7 +210,7 @@ def test_the_teacher_is_the_exact_average_of_its_student(name):
 
 @pytest.fixture
 def always_compiled():
-    """Programs made meanwhile are not kept: DINOv2's for eight devices hangs when it comes from the cache (jax 0.10.2)."""
+    """Programs are not kept: DINOv2's for eight devices hangs when it comes from the cache (jax 0.10.2)."""
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     yield
