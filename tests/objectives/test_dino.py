@@ -59,7 +59,8 @@ def test_no_local_crops_and_batch_norm_are_possible():
     objective = OBJECTIVES["dino"](encoder, MODELS["dino_head"](out_dim=14, hidden_dim=12, bottleneck_dim=8))
     batch = batch_of(Case(lambda: objective, {"global": CROPS["global"]}), 4)
     variables = jax.jit(objective.init)(jax.random.key(0), batch)
-    outputs, extra = jax.jit(objective.forward)(*variables, batch, KEY, 0)
+    # Operation by operation: within one program the two networks' sums may be rounded differently.
+    outputs, extra = objective.forward(*variables, batch, KEY, 0)
     np.testing.assert_allclose(outputs.student, outputs.teacher, rtol=1e-5, atol=1e-6)
     # Both have seen the same batch; each keeps statistics of its own.
     jax.tree.map(np.testing.assert_array_equal, extra["encoder"], extra["teacher_statistics"]["encoder"])
