@@ -104,9 +104,13 @@ def test_an_empty_folder_is_named(capsys, monkeypatch, tmp_path):
     assert ".jpg" in message
 
 
-def test_a_text_file_named_jpg_is_named(capsys, monkeypatch, tmp_path, photos):
-    (photos / "cat" / "page.jpg").write_text("<html>not found</html>", encoding="utf-8")
-    assert "page.jpg" in _refused(capsys, monkeypatch, tmp_path, *_folder(photos))
+def test_text_files_named_jpg_are_named_where_nothing_else_can_be_read(capsys, monkeypatch, tmp_path, photos):
+    """One among others is the ledger's (tests/train/test_bad_samples.py)."""
+    for file in [*(path for path in photos.rglob("*") if path.is_file()), photos / "cat" / "page.jpg"]:
+        file.write_text("<html>not found</html>", encoding="utf-8")
+    message = _refused(capsys, monkeypatch, tmp_path, *_folder(photos))
+    assert "not_an_image" in message
+    assert any(file.name in message for file in photos.rglob("*.*"))
 
 
 def test_labels_beyond_the_head_are_named(capsys, monkeypatch, tmp_path, photos):
