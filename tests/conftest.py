@@ -6,17 +6,10 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling takes far longer than running here, and in the commands that tests start. CPU seconds to compile one step
-# of MAE and of SimCLR (tests/objectives): 4.4 and 3.9; at level 0 without LLVM's costly passes 3.0 and 2.4; without
-# the emitter of fused loops too 1.7 and 1.2. Level 1 saves little (3.9 and 3.7). Eight devices that meet on two busy
-# cores may wait long for the last of them, and XLA would end the process after 40 s. It also ends at a flag that it
-# does not know: after jaxlib 0.10 these three were not tried, and the first is gone.
+# Eight devices that meet on two busy cores may wait long for the last of them, and XLA would end the process after
+# 40 s. It also ends at a flag that it does not know: after jaxlib 0.10 these were not tried.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    + (
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=600 "
-        "--xla_cpu_collective_timeout_seconds=600 "
-    )
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600 "
     * importlib.metadata.version("jaxlib").startswith("0.10.")
     + os.environ.get("XLA_FLAGS", "")
 )
