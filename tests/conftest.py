@@ -6,9 +6,13 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Eight devices that meet on two busy cores may wait long for the last of them, and XLA would end the process after
-# 40 s. It also ends at a flag that it does not know: after jaxlib 0.10 these were not tried.
+# Compiling takes far longer than running here, and in the commands that tests start: twelve tests of two objectives take
+# 161 s of one core as users compile, 44 s so. Fixture `compiled_as_by_users` is for what holds only there. Eight devices
+# that meet on two busy cores may wait long for the last of them, and XLA would end the process after 40 s. It also ends
+# at a flag that it does not know: after jaxlib 0.10 these were not tried, and the first is gone.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600 "
     * importlib.metadata.version("jaxlib").startswith("0.10.")
     + os.environ.get("XLA_FLAGS", "")
@@ -39,6 +43,17 @@ if not flags.FLAGS.is_parsed():
 def key():
     """A fixed key."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def compiled_as_by_users():
+    """Programs are made with XLA's usual optimizations: two may then be equal bit for bit."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ def test_an_example_has_its_views_wherever_it_stands_in_whichever_batch(simclr, 
     np.testing.assert_allclose(some, views[3:6], atol=2e-6)
 
 
+@pytest.mark.usefixtures("compiled_as_by_users")
 def test_eight_devices_make_the_views_that_one_makes(simclr, key):
     batch, mesh = make_batch(), make_mesh(data=4, fsdp=2)
     sharded = simclr(key, jax.device_put(batch, batch_sharding(mesh)))["image"]

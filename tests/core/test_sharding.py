@@ -121,6 +121,7 @@ def test_a_layout_that_does_not_fit_its_leaf_is_refused():
         _specs({"kernel": (4, 6)}, mesh, (".*", (None, "tensor")))
 
 
+@pytest.mark.usefixtures("compiled_as_by_users")
 def test_a_sharded_initialisation_equals_the_plain_one_and_is_born_in_its_layout():
     mesh = make_mesh(data=2, fsdp=4)
 
