@@ -9,29 +9,25 @@ from typing import Any
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import MAX_PIXELS, reading
+from vfm_jax.data.decode import Reading
 from vfm_jax.data.sources.boxes import BoxSource, Objects, fault_of
 from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import rows_of_split
+from vfm_jax.data.sources.records import reads_images, rows_of_split
 from vfm_jax.data.sources.splits import ALL, parse_split
 
 _KINDS = "instances|keypoints|captions|panoptic|stuff"
 
 
+@reads_images(canvas_size=640)
 def coco(
     path: str,
     *,
+    reading: Reading,
     annotations: str | None = None,
     split: str | None = None,
     keypoints: bool = False,
     max_boxes: int | None = None,
-    canvas_size: int | tuple[int, int] = 640,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> BoxSource:
     """Images and the boxes of their objects, in the order of the images' names.
 
@@ -41,22 +37,16 @@ def coco(
 
     Args:
         path: the folder or tar that holds the annotations and the images; or the json itself.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 640 pixels a side by default.
         annotations: the json, by its path in there; needed among several.
         split: a word of the json's name ("train" for instances_train2017.json), or its folder's name; or a part of
             the images, as "train[:90%]" or "all[90%:]".
         keypoints: read person_keypoints, and give the points too.
         max_boxes: of an image; the largest are kept. As many as the fullest image of the json has by default.
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit, and boxes with them.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no such json or several, one that is not COCO's, or images that are not there.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     files, annotations = _opened(path, annotations)
     chosen = _annotations(files, annotations, split, "keypoints" if keypoints else "instances")
     try:
@@ -87,7 +77,7 @@ def coco(
     )
     images, places = [there[row][0] for row in rows], [there[row][1] for row in rows]
     most = max([1, *(len(one.boxes) for one in objects)]) if max_boxes is None else max_boxes
-    return BoxSource(files, images, [objects[place] for place in places], classes, how, most, problems)
+    return BoxSource(files, images, [objects[place] for place in places], classes, reading, most, problems)
 
 
 def _opened(path: str, annotations: str | None) -> tuple[Files, str | None]:

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +13,18 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, on_canvas, reading
+from vfm_jax.data.decode import File, Reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, chosen_column
 from vfm_jax.data.sources.labels import ClassNames, class_ids
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import rows_of_split, split_of_file
+from vfm_jax.data.sources.records import RecordSource, reads_images, rows_of_split, split_of_file
 
 _KEPT_GROUPS = 4  # row groups that a thread holds: neighbours in evaluation are read once
 _ENDINGS = (".parquet", ".arrow")
 
 
-class ParquetSource:
-    """Rows of parquet or Arrow files. See `vfm_jax.data.sources.Source`.
+class ParquetSource(RecordSource):
+    """Rows of parquet or Arrow files.
 
     Of parquet a whole row group is read for a record, so that small groups (100 rows, as Hugging Face writes images)
     are read faster in random order than large ones; Arrow files are mapped, and cost what one record does.
@@ -41,28 +41,19 @@ class ParquetSource:
         reading: Reading,
     ):
         """Takes the files, the number of rows in each of their groups, and which rows of all are the records."""
-        self._files, self._column, self._reading, self._rows = list(files), column, reading, rows
+        super().__init__(class_names, reading)
+        self._files, self._column, self._rows = list(files), column, rows
         self._starts = np.cumsum([0, *(size for sizes in groups for size in sizes)])
         self._first_rows = np.cumsum([0, *(sum(sizes) for sizes in groups)])
         self._groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.labels = labels
-        self.class_names = class_names
-        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
         self._local = threading.local()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.read(index, on_canvas)
-
-    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
-        """The record, its picture made as the caller says."""
-        return {
-            **picture(self._reading, lambda: self._contents(index), self.name(index)),
-            "label": np.asarray(self.labels[index]),
-            "index": np.asarray(index, np.int32),
-        }
+    def _record(self, index: int) -> tuple[Callable[[], File], int]:
+        return lambda: self._contents(index), self.labels[index]
 
     def _contents(self, index: int) -> bytes | str:
         """The bytes of a record's image file, or its path."""
@@ -150,19 +141,15 @@ def _open(path: str) -> _Parquet | _Arrow:
     return _Parquet(path) if path.lower().endswith(".parquet") else _Arrow(path)
 
 
+@reads_images(canvas_size=256)
 def parquet(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: ClassNames = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> ParquetSource:
     """Images whose bytes lie in parquet or Arrow files, in the order of the files' names and their rows.
 
@@ -172,25 +159,19 @@ def parquet(
 
     Args:
         path: a file, a folder of them (at any depth), or one of `save_to_disk`.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         split: a word of the files' names ("train-00000-of-00002.parquet"), or the folder they lie in; or a part, as
             "train[:90%]" or "all[90%:]".
         image_column: column of the images; by default the schema's first of images.
         label_column: column of the classes, ids or names; by default the schema's first of classes, or the first of
             the usual names (label, class, ...); "" for no classes.
         class_names: by id, or a text file of them, one a line; by default the schema's, the names found, or "0", ...
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, a damaged file, no such column or split, or a column that holds no images.
     """
     import pyarrow as pa
 
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     root = existing(path, "config.data.path")
     files = _files(root)
     splits = [split_of_file(file, split) for file in files]
@@ -216,7 +197,7 @@ def parquet(
         labels[there], names = class_ids([flat[row] for row in there], described, class_names or columns.names)
         if lacking:
             names = None
-    return ParquetSource(files, groups, rows, labels[rows], names, columns.image, how)
+    return ParquetSource(files, groups, rows, labels[rows], names, columns.image, reading)
 
 
 def _files(root: pathlib.Path) -> list[str]:
