@@ -14,6 +14,7 @@ from vfm_jax.data.decode import File, Reading, image_kind
 from vfm_jax.data.sources.labels import ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.records import RecordSource, reads_images, rows_of_split, split_of_file
+from vfm_jax.data.sources.varint import read_varint
 
 _IMAGE_KEYS = ("image", "image/encoded", "image_raw", "image/image", "jpg", "png")
 _LABEL_KEYS = ("label", "image/class/label", "class", "class_id")
@@ -181,7 +182,7 @@ def _values(feature: bytes) -> list[Any]:
             else:
                 place = 0
                 while place < len(value):
-                    number, place = _varint(value, place)
+                    number, place = read_varint(value, place)
                     values.append(_signed(number))
     return values
 
@@ -200,14 +201,14 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of a protobuf message's fields: int of a varint, else bytes."""
     place = 0
     while place < len(content):
-        tag, place = _varint(content, place)
+        tag, place = read_varint(content, place)
         kind = tag & 7
         if kind == 0:
-            value, place = _varint(content, place)
+            value, place = read_varint(content, place)
             yield tag >> 3, value
             continue
         if kind == 2:
-            size, place = _varint(content, place)
+            size, place = read_varint(content, place)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
@@ -216,16 +217,3 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
             raise ValueError("it is cut off")
         yield tag >> 3, content[place : place + size]
         place += size
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(content):
-            raise ValueError("it is cut off")
-        byte = content[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError("a number of more than ten bytes")

@@ -1,6 +1,5 @@
 """Images inside tables: parquet in Hugging Face's layout, and the Arrow files that `datasets` saves."""
 
-import collections
 import json
 import os
 import pathlib
@@ -17,17 +16,19 @@ from vfm_jax.data.decode import File, Reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, chosen_column
 from vfm_jax.data.sources.labels import ClassNames, class_ids
 from vfm_jax.data.sources.location import existing
+from vfm_jax.data.sources.pages import ColumnPages, Kept, column_of_bytes
 from vfm_jax.data.sources.records import RecordSource, reads_images, rows_of_split, split_of_file
 
-_KEPT_GROUPS = 4  # row groups that a thread holds: neighbours in evaluation are read once
+_KEPT_BYTES = 2**28  # of what was unpacked last, in each process: a second look at a page costs nothing
 _ENDINGS = (".parquet", ".arrow")
 
 
 class ParquetSource(RecordSource):
     """Rows of parquet or Arrow files.
 
-    Of parquet a whole row group is read for a record, so that small groups (100 rows, as Hugging Face writes images)
-    are read faster in random order than large ones; Arrow files are mapped, and cost what one record does.
+    Of parquet only the page of a record is unpacked (`pages`), however large its row group is; where it is written in
+    a way that is not read so (delta encodings, LZ4), the row group. Arrow files are mapped, and cost what one record
+    does.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class ParquetSource(RecordSource):
         self._first_rows = np.cumsum([0, *(sum(sizes) for sizes in groups)])
         self._groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.labels = labels
-        self._local = threading.local()
+        self._open: dict[int, _Parquet | _Arrow] = {}  # each process opens the files for itself, when it reads them
+        self._opening = threading.Lock()
+        self._kept = Kept(_KEPT_BYTES)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,7 +63,7 @@ class ParquetSource(RecordSource):
         name = self.name(index)
         file, group, row = self._place(index)
         try:
-            value = self._group(file, group)[row].as_py()
+            value = self._reader(file).value(group, row, self._column)
         except (OSError, ValueError) as error:  # as Arrow's exceptions are
             raise BadSample(name, "corrupt", str(error).splitlines()[0]) from error
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -79,41 +82,54 @@ class ParquetSource(RecordSource):
         number = int(np.searchsorted(self._starts, self._rows[index], side="right")) - 1
         return *self._groups[number], int(self._rows[index] - self._starts[number])
 
-    def _group(self, file: int, group: int) -> Any:
-        """The images' column of a row group; readers are not shared, as parquet's are not safe between threads."""
-        kept = self._local.__dict__.setdefault("groups", collections.OrderedDict())
-        if (file, group) not in kept:
-            opened = self._local.__dict__.setdefault("files", {})
-            if file not in opened:
-                opened[file] = _open(self._files[file])
-            kept[file, group] = opened[file].read(group, self._column)
-            if len(kept) > _KEPT_GROUPS:
-                kept.popitem(last=False)
-        kept.move_to_end((file, group))
-        return kept[file, group]
+    def _reader(self, file: int) -> "_Parquet | _Arrow":
+        with self._opening:
+            if file not in self._open:
+                self._open[file] = _open(self._files[file], self._kept)
+            return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_opening", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _local=threading.local())
+        self.__dict__.update(state, _open={}, _opening=threading.Lock(), _kept=Kept(_KEPT_BYTES))
 
 
 class _Parquet:
-    def __init__(self, path: str):
+    def __init__(self, path: str, kept: Kept):
         from pyarrow import parquet
 
-        self._file = parquet.ParquetFile(path, memory_map=True)
-        self.schema = self._file.schema_arrow
-        meta = self._file.metadata
-        self.groups = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        with parquet.ParquetFile(path) as opened:
+            self._meta, self.schema = opened.metadata, opened.schema_arrow
+        self.groups = [self._meta.row_group(group).num_rows for group in range(self._meta.num_row_groups)]
+        self._path, self._kept = path, kept
+        self._pages: dict[str, ColumnPages | None] = {}
 
-    def read(self, group: int, column: str) -> Any:
-        # Threads read records, not columns; a dotted name would be a field of a struct.
-        return self._file.read_row_group(group, columns=[column], use_threads=False).column(column)
+    def value(self, group: int, row: int, column: str) -> Any:
+        """The bytes of a row, or what Arrow makes of it."""
+        if column not in self._pages:
+            leaf = column_of_bytes(self._meta, column)
+            self._pages[column] = None if leaf is None else ColumnPages(self._path, self._meta, leaf, self._kept)
+        pages = self._pages[column]
+        value = None if pages is None else pages.value(group, row)
+        if value is not None:
+            return value
+        # Nothing there, or not to be read by pages; a struct without bytes may have a path.
+        return self._kept.get((self._path, group, column), lambda: self._group(group, column))[row].as_py()
+
+    def _group(self, group: int, column: str) -> Any:
+        from pyarrow import parquet
+
+        # A reader of its own, as they are not safe between threads. These read records, not columns; and a dotted
+        # name would be a field of a struct.
+        with parquet.ParquetFile(self._path, memory_map=True) as opened:
+            return opened.read_row_group(group, columns=[column], use_threads=False).column(column)
 
     def column(self, name: str) -> list[Any]:
-        return self._file.read(columns=[name]).column(name).to_pylist()
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self._path) as opened:
+            return opened.read(columns=[name]).column(name).to_pylist()
 
 
 class _Arrow:
@@ -129,16 +145,17 @@ class _Arrow:
         self.schema = self._table.schema
         self.groups = [self._table.num_rows]
 
-    def read(self, group: int, column: str) -> Any:
+    def value(self, group: int, row: int, column: str) -> Any:
+        """A row, as Arrow has it."""
         del group
-        return self._table.column(column)
+        return self._table.column(column)[row].as_py()
 
     def column(self, name: str) -> list[Any]:
         return self._table.column(name).to_pylist()
 
 
-def _open(path: str) -> _Parquet | _Arrow:
-    return _Parquet(path) if path.lower().endswith(".parquet") else _Arrow(path)
+def _open(path: str, kept: Kept) -> _Parquet | _Arrow:
+    return _Parquet(path, kept) if path.lower().endswith(".parquet") else _Arrow(path)
 
 
 @reads_images(canvas_size=256)
@@ -176,7 +193,7 @@ def parquet(
     files = _files(root)
     splits = [split_of_file(file, split) for file in files]
     try:
-        opened = [_open(file) for file in files]
+        opened = [_open(file, Kept(0)) for file in files]
         columns = _columns(opened, files, image_column, label_column)
         described = f"{root}, column {columns.label}"
         values = None if columns.label is None else [one.column(columns.label) for one in opened]
