@@ -117,6 +117,13 @@ class ImageFiles(RecordSource):
         return self._files.describe(self._names[index])
 
 
+def has_size(picture: np.ndarray, annotated: tuple[int, int], canvas: tuple[int, int]) -> bool:
+    """Whether a picture fills of its canvas what one of the annotated height and width would, to a pixel."""
+    shrink = min(1.0, canvas[0] / annotated[0], canvas[1] / annotated[1])
+    expected = np.maximum(1, np.round(np.array(annotated) * shrink))
+    return bool(np.abs(expected - picture).max() <= 1)
+
+
 def rows_of_split(
     split: str | None, names: Sequence[str], splits: Sequence[str | None] | None, described: str
 ) -> np.ndarray:

@@ -17,7 +17,7 @@ from vfm_jax.data.decode import Picture, Reading, image_kind, read_header
 from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.labels import SPLIT_NAMES, ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import ImageFiles, reads_images, rows_of_split
+from vfm_jax.data.sources.records import ImageFiles, has_size, reads_images, rows_of_split
 
 VOID = 255  # in a label map: no class, and beyond the picture
 _LABEL_WORDS = ("label", "annot", "mask", "gt", "segmentation", "ground")
@@ -56,8 +56,7 @@ class SegmentationSource(ImageFiles):
         name = self._files.describe(self._maps[index])
         found = _read_map(self._files.read(self._maps[index]), name, self._reading.max_pixels)
         height, width = map(int, example["size"])
-        shrink = min(1.0, self.image_shape[0] / found.shape[0], self.image_shape[1] / found.shape[1])
-        if np.abs(np.maximum(1, np.round(np.array(found.shape) * shrink)) - (height, width)).max() > 1:
+        if not has_size(example["size"], (found.shape[0], found.shape[1]), self._reading.canvas):
             shown = f"{found.shape[1]} x {found.shape[0]} pixels do not fit those of {self.name(index)}"
             raise BadSample(name, "corrupt", shown)
         if found.shape != (height, width):
