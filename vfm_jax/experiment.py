@@ -270,7 +270,8 @@ def build_experiment(
         ema: keep an average of the parameters for evaluation: {"momentum": 0.9999}; {} keeps none.
         posthoc_ema: track averages in whose place any other can be put after training: {"sigma_rel": (0.05, 0.1)}.
             They lie in every checkpoint (`checkpoints.keep_last` says of how many); `export.average` combines them.
-        eval_data: what "train" and "test" of the evaluators differ in from `data`: {"test": {"split": "test"}}.
+        eval_data: what "train" and "test" of the evaluators differ in from `data`: {"test": {"split": "test"}}. Each
+            field replaces the one of `data` whole; with another `name`, the fields that the two sources share stay.
         eval_views: as `views`, for evaluation; without randomness.
         evals: name -> evaluator by name with its keywords, and `every_epochs` (or another unit) while training.
         eval_batch_size: examples per evaluation batch over all devices.
@@ -320,14 +321,16 @@ def build_experiment(
     eval_sources = {}
     if evals:
         for split in ("train", "test"):
-            overlay = dict(eval_data.get(split, {}))
-            if overlay and "name" not in overlay and hasattr(source, "tokenizer"):
-                overlay["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
             where = f"config.eval_data.{split}"
             # Evaluators see whole photos, on canvases, whatever training cuts out of them.
-            eval_sources[split] = (
-                _build_source(_overlaid(fields, overlay, where), where, holding) if overlay else canvases
-            )
+            eval_sources[split] = canvases
+            if overlay := eval_data.get(split):
+                own = _overlaid(fields, overlay, where)
+                takes_texts = "tokenizer" in keywords(lookup(SOURCES, own["name"], f"{where}.name"))
+                if takes_texts and "tokenizer" not in overlay and hasattr(source, "tokenizer"):
+                    own["tokenizer"] = source.tokenizer  # a learned vocabulary is that of the training data
+                eval_sources[split] = _build_source(own, where, holding)
+                _check_channels(eval_sources[split], source, where)
 
     clock = Clock(batch_size, len(source))
     lengths = dict(total_steps=total_steps, total_epochs=total_epochs, total_examples=total_examples)
@@ -414,8 +417,11 @@ def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     others = {*LOADER, *HOLDING, "batch_size"}
     fields = {name: value for name, value in recipe["data"].items() if name not in others}
-    overlays = {split: dict(overlay) for split, overlay in recipe.get("eval_data", {}).items() if overlay}
-    own = {PROBED if split == "train" else split: fields | overlay for split, overlay in overlays.items()}
+    own = {
+        PROBED if split == "train" else split: _overlaid(fields, overlay, f"config.eval_data.{split}")
+        for split, overlay in recipe.get("eval_data", {}).items()
+        if overlay
+    }
     return {"train": fields} | own
 
 
@@ -437,6 +443,15 @@ def _overlaid(fields: Mapping[str, Any], overlay: Mapping[str, Any], where: str)
         known = keywords(lookup(SOURCES, name, f"{where}.name"))
         fields = {field: value for field, value in fields.items() if field in known}
     return {**fields, **overlay}
+
+
+def _check_channels(evaluated: Source, source: Source, where: str) -> None:
+    found, expected = evaluated.image_shape[2], source.image_shape[2]
+    if found != expected:
+        raise UserError(
+            f"{where} has images of {found} channels, but config.data trains on {expected}. Set {where}.channels, or "
+            "that of its members."
+        )
 
 
 def _check_count(value: Any, where: str) -> None:

@@ -163,7 +163,7 @@ def test_a_large_crop_of_a_jpeg_is_decoded_smaller(encoded, monkeypatch, size, r
     with these edges the pixels differ by less than 0.8 of 255 in the mean (measured 0.67).
     """
     asked = []
-    monkeypatch.setattr("vfm_jax.data.crop.decode", lambda *a, **k: asked.append(k["reduced"]) or decode(*a, **k))
+    monkeypatch.setattr("vfm_jax.data.decode.decode", lambda *a, **k: asked.append(k["reduced"]) or decode(*a, **k))
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = encoded(Image.fromarray(_photo(480, 640, blob=64)), "JPEG", quality=95, exif=exif)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.data.decode import File, Reading, contents_of, decode, read_header
+from vfm_jax.data.decode import File, Reading, contents_of, read_header
 from vfm_jax.data.header import upright_size
 from vfm_jax.data.timing import timed
 from vfm_jax.data.wrapped import FileSource, WrappedSource
@@ -133,16 +133,7 @@ class Crop:
         if kind == "JPEG":  # the others are decoded whole, and some have their size turned by then
             box = self.box(*upright_size(header), draws)
             reduced = next((n for n in (8, 4, 2) if min(box.height, box.width) >= _ROOM * n * self.size), 1)
-        pixels = decode(
-            content,
-            name=name,
-            channels=reading.channels,
-            max_pixels=reading.max_pixels,
-            value_range=reading.value_range,
-            dtype=reading.dtype,
-            min_size=reading.min_size,
-            reduced=reduced,
-        )
+        pixels = reading.decode(content, name, reduced)
         with timed("resize"):
             box = self.box(*pixels.shape[:2], draws) if box is None else box.reduced(reduced)
             image = self.cut(pixels, box, self.mirrors(draws))

@@ -129,8 +129,8 @@ def contents_of(file: str | os.PathLike[str], name: str) -> bytes:
             return opened.read()
     except FileNotFoundError as error:
         raise BadSample(name, "missing", "no such file") from error
-    except OSError as error:
-        raise BadSample(name, "unreadable", error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise BadSample(name, "unreadable", getattr(error, "strerror", None) or str(error)) from error
 
 
 def _check(header: Header, name: str, channels: int, max_pixels: int, min_size: int) -> None:
@@ -207,7 +207,7 @@ def with_dtype(
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How a source reads image files: the keywords that all of them share, checked by `reading`.
+    """How a source reads image files; made by `reading` of what its user says.
 
     Attributes:
         canvas: height and width, in pixels.
@@ -235,13 +235,13 @@ class Reading:
         """Of the canvas."""
         return DTYPES[self.dtype]
 
-    def read(self, file: File, name: str = "") -> dict[str, np.ndarray]:
-        """`image`, the picture on its canvas, and `size`, the height and width that it fills there.
+    def decode(self, file: File, name: str = "", reduced: int = 1) -> Shaped[np.ndarray, "h w c"]:
+        """The picture in a file, upright, as `decode` gives it.
 
         Raises:
             BadSample: as `decode`.
         """
-        pixels = decode(
+        return decode(
             file,
             name=name,
             channels=self.channels,
@@ -249,7 +249,16 @@ class Reading:
             value_range=self.value_range,
             dtype=self.dtype,
             min_size=self.min_size,
+            reduced=reduced,
         )
+
+    def read(self, file: File, name: str = "") -> dict[str, np.ndarray]:
+        """`image`, the picture on its canvas, and `size`, the height and width that it fills there.
+
+        Raises:
+            BadSample: as `decode`.
+        """
+        pixels = self.decode(file, name)
         with timed("resize"):
             image, size = fit_canvas(pixels, self.canvas)
         return {"image": image, "size": size}
@@ -272,7 +281,16 @@ def reading(
     min_size: int = 1,
     max_pixels: int = MAX_PIXELS,
 ) -> Reading:
-    """The keywords of a source as its user gave them, checked; `Reading` says what they mean.
+    """The keywords that every source of image files takes, checked.
+
+    Args:
+        canvas_size: pixels, one number or (height, width); what is larger is scaled down to fit, and with it all that
+            is said of places in the image.
+        channels: 3 (colour) or 1 (gray), to which each is converted; or another number, which every file must have.
+        dtype: of the canvas: "uint8", "uint16" or "float32".
+        value_range: the files' values that become the ends of that type's range; floats beyond 0 to 1 need it.
+        min_size: pixels; an image with a shorter side is bad.
+        max_pixels: an image with more is bad.
 
     Raises:
         UserError: a value that cannot be; named as in `config.data`.

@@ -180,6 +180,33 @@ def test_boxes_and_label_maps_are_padded_as_their_own_sources_do(tmp_path, write
         SOURCES["concat"](members=(members[0], dict(name="folder", path=str(tmp_path / "plain"))))
 
 
+def test_members_in_memory_are_read_many_at_once():
+    chance = np.random.default_rng(0)
+    members = []
+    for part, (count, side) in enumerate(((7, 4), (3, 6))):
+        images = chance.integers(0, 256, (count, side, side, 3), np.uint8)
+        members.append(dict(name="arrays", images=images, labels=np.arange(count) % (2 + part), weight=1 + part))
+    bare = [{name: value for name, value in one.items() if name != "weight"} for one in members]
+    for source in (
+        SOURCES["mixture"](members=tuple(members), merge_classes=True),
+        SOURCES["concat"](members=(bare[1], dict(name="balanced", source=bare[0])), merge_classes=True),
+        SOURCES["repeat"](source=dict(name="subset", source=bare[0], per_class=2), times=3),
+    ):
+        places = chance.permutation(len(source)).repeat(2)
+        together = pickle.loads(pickle.dumps(source)).__getitems__(places)
+        for name, values in together.items():
+            alone = np.stack([source[int(place)][name] for place in places])
+            np.testing.assert_array_equal(values, alone)
+            assert values.dtype == alone.dtype
+
+
+def test_members_in_files_are_read_one_by_one(folder):
+    spec = folder("one", {"a": 2})
+    arrays = dict(name="arrays", images=np.zeros((2, 8, 12, 3), np.uint8))
+    for members in ((spec, spec), (arrays, spec)):
+        assert not hasattr(SOURCES["concat"](members=members), "__getitems__")
+
+
 def test_texts_of_all_members_have_one_vocabulary(tmp_path, write_image):
     members = []
     for part in range(2):

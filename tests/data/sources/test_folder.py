@@ -19,7 +19,7 @@ def write_image(write_image, tmp_path):
 
 
 def _names(source):
-    return [os.path.relpath(source.name(i), source._root) for i in range(len(source))]
+    return [os.path.relpath(source.name(i), source._files.describe()) for i in range(len(source))]
 
 
 def test_class_ids_follow_the_sorted_subfolders(write_image, tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -234,16 +235,20 @@ def test_shards_are_read_from_any_storage_of_fsspec(shards):
         system.rm("/bucket", recursive=True)
 
 
-def test_a_storage_whose_package_is_missing_is_named(monkeypatch):
-    import fsspec
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("s3", "s3fs"), ("https", "aiohttp")])
+def test_a_storage_whose_package_is_missing_is_named(monkeypatch, scheme, package):
+    pytest.importorskip("fsspec")
+    for name in [name for name in sys.modules if name.startswith("fsspec.implementations.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    for source in (tars, SOURCES["coco"]):
+        with pytest.raises(UserError, match=rf"Reading {scheme}:// needs packages.*\n.*vfm-jax\[cloud\]"):
+            source(f"{scheme}://bucket/x.tar")
 
-    def missing(scheme):
-        raise ImportError("Please install gcsfs to access Google Storage")
 
-    monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(UserError, match=r"Reading gs:// needs packages.*gcsfs.*\n.*vfm-jax\[cloud\]"):
-        tars("gs://bucket/x.tar")
-    monkeypatch.undo()
+def test_a_storage_of_no_package_is_said():
+    pytest.importorskip("fsspec")
     with pytest.raises(UserError, match="gopher:// is not known as a storage"):
         tars("gopher://bucket/x.tar")
 

@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, image_kind, on_canvas, reading
+from vfm_jax.data.decode import File, Reading, image_kind
 from vfm_jax.data.sources.labels import ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import rows_of_split, split_of_file
+from vfm_jax.data.sources.records import RecordSource, reads_images, rows_of_split, split_of_file
+from vfm_jax.data.sources.varint import read_varint
 
 _IMAGE_KEYS = ("image", "image/encoded", "image_raw", "image/image", "jpg", "png")
 _LABEL_KEYS = ("label", "image/class/label", "class", "class_id")
@@ -21,8 +22,8 @@ _LABEL_KEYS = ("label", "image/class/label", "class", "class_id")
 Example = dict[str, list[Any]]
 
 
-class ArrayRecordSource:
-    """Records of ArrayRecord files, parsed when asked for. See `vfm_jax.data.sources.Source`."""
+class ArrayRecordSource(RecordSource):
+    """Records of ArrayRecord files, parsed when asked for."""
 
     def __init__(
         self,
@@ -35,19 +36,14 @@ class ArrayRecordSource:
         reading: Reading,
     ):
         """Takes a random access of bytes, the name of each, and which of them are the source's."""
+        super().__init__(class_names, reading)
         self._records, self._names, self._rows = records, names, rows
-        self._image_key, self._label_key, self._reading = image_key, label_key, reading
-        self.class_names = class_names
-        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
+        self._image_key, self._label_key = image_key, label_key
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.read(index, on_canvas)
-
-    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
-        """The record, its picture made as the caller says."""
+    def _record(self, index: int) -> tuple[Callable[[], File], int]:
         name = self.name(index)
         content, label = bytes(self._records[int(self._rows[index])]), -1
         if self._image_key is not None:
@@ -58,11 +54,7 @@ class ArrayRecordSource:
                     label = self._class_id(example[self._label_key][0], name)
             except (ValueError, KeyError, IndexError) as error:
                 raise BadSample(name, "corrupt", f"no tf.train.Example as the first one is ({error!r})") from error
-        return {
-            **picture(self._reading, lambda: content, name),
-            "label": np.asarray(label, np.int32),
-            "index": np.asarray(index, np.int32),
-        }
+        return lambda: content, label
 
     def _class_id(self, value: Any, name: str) -> int:
         assert self.class_names is not None
@@ -78,19 +70,15 @@ class ArrayRecordSource:
         return self._names[int(self._rows[index])]
 
 
+@reads_images(canvas_size=256)
 def array_records(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     image_key: str | None = None,
     label_key: str | None = None,
     class_names: ClassNames = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> ArrayRecordSource:
     """The images in ArrayRecord files, in the order of the files' names and their records.
 
@@ -99,21 +87,15 @@ def array_records(
 
     Args:
         path: a file, or a folder of them.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         split: a word of the files' names, or the folder they lie in; or a part, as "train[:90%]" or "all[90%:]".
         image_key: the Example's field of images; by default the first of the usual ones (image, image/encoded, ...).
         label_key: its field of classes, numbers or names; the same (label, image/class/label, ...).
         class_names: by id, or a text file of them, one a line; images have no classes without it.
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, files of another kind, no such field or split.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     names = listed_names(class_names)
     files = array_record_files(existing(path, "config.data.path"))
     if not files:
@@ -132,7 +114,7 @@ def array_records(
     described = [f"{file}, record {row}" for file, count in zip(files, counts, strict=True) for row in range(count)]
     splits = [split_of_file(file, split) for file, count in zip(files, counts, strict=True) for _ in range(count)]
     rows = rows_of_split(split, described, splits, str(path))
-    return ArrayRecordSource(records, described, rows, *keys, names, how)
+    return ArrayRecordSource(records, described, rows, *keys, names, reading)
 
 
 def array_record_files(root: pathlib.Path) -> list[str]:
@@ -200,7 +182,7 @@ def _values(feature: bytes) -> list[Any]:
             else:
                 place = 0
                 while place < len(value):
-                    number, place = _varint(value, place)
+                    number, place = read_varint(value, place)
                     values.append(_signed(number))
     return values
 
@@ -219,14 +201,14 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of a protobuf message's fields: int of a varint, else bytes."""
     place = 0
     while place < len(content):
-        tag, place = _varint(content, place)
+        tag, place = read_varint(content, place)
         kind = tag & 7
         if kind == 0:
-            value, place = _varint(content, place)
+            value, place = read_varint(content, place)
             yield tag >> 3, value
             continue
         if kind == 2:
-            size, place = _varint(content, place)
+            size, place = read_varint(content, place)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
@@ -235,16 +217,3 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
             raise ValueError("it is cut off")
         yield tag >> 3, content[place : place + size]
         place += size
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(content):
-            raise ValueError("it is cut off")
-        byte = content[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError("a number of more than ten bytes")

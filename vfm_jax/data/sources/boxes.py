@@ -10,7 +10,7 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import Picture, Reading
 from vfm_jax.data.sources.files import Paths, Shards
-from vfm_jax.data.sources.records import ImageFiles
+from vfm_jax.data.sources.records import ImageFiles, has_size
 
 
 class Objects(NamedTuple):
@@ -119,9 +119,7 @@ class BoxSource(ImageFiles):
             BadSample: the picture is not of the size that the annotation says.
         """
         height, width = map(int, self._sizes[index])
-        shrink = min(1.0, self.image_shape[0] / height, self.image_shape[1] / width)
-        expected = np.maximum(1, np.round(np.array([height, width]) * shrink))
-        if np.abs(expected - size).max() > 1:
+        if not has_size(size, (height, width), self._reading.canvas):
             raise BadSample(
                 self.name(index),
                 "corrupt",

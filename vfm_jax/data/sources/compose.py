@@ -65,6 +65,8 @@ class ComposedSource:
             self.target_names = members[0].target_names
         if all(hasattr(member, "read") for member in members):
             self.read = self._read
+        if all(hasattr(member, "__getitems__") for member in members):
+            self.__getitems__ = self._read_many
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -78,18 +80,33 @@ class ComposedSource:
         number, row = self._place(index)
         return self._example(index, number, self._members[number].read(row, picture))
 
-    def _example(self, index: int, number: int, example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A member's example as this source's own."""
+    def _read_many(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The records at several places, the batch axis first."""
+        indices = np.asarray(indices, np.int64)
+        runs = np.searchsorted(self._ends, indices, side="right")
+        member = np.array([run.member for run in self._runs])[runs]
+        rows = np.empty_like(indices)
+        for number in np.unique(runs):
+            here, run = runs == number, self._runs[number]
+            rows[here] = self._rows(run, indices[here] - (self._ends[number] - run.count))
+        out: dict[str, np.ndarray] = {}
+        for number in np.unique(member):
+            here = member == number
+            examples = self._example(indices[here], number, self._members[number].__getitems__(rows[here]))
+            for name, values in examples.items():
+                out.setdefault(name, np.empty((len(indices), *values.shape[1:]), values.dtype))[here] = values
+        return out
+
+    def _example(
+        self, index: int | np.ndarray, number: int, example: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A member's example as this source's own; or several, the batch axis first."""
         shapes = {name: shape for name, (shape, _) in self.fields.items()}
-        if example["image"].shape == self._members[number].image_shape:  # on its canvas, and no crop
+        if example["image"].shape[-3:] == self._members[number].image_shape:  # on its canvas, and no crop
             shapes["image"] = self.image_shape
         if hasattr(self, "text_shape"):
             shapes["texts"] = self.text_shape
-        larger = {
-            name: _enlarged(example[name], shape, _FILL.get(name, 0))
-            for name, shape in shapes.items()
-            if example[name].shape != tuple(shape)
-        }
+        larger = {name: _enlarged(example[name], shape, _FILL.get(name, 0)) for name, shape in shapes.items()}
         label = self._renamed(number, np.asarray(example["label"]))
         return {**example, **larger, "label": label, "index": np.asarray(index, np.int32)}
 
@@ -129,7 +146,11 @@ class ComposedSource:
 
 
 def _enlarged(value: np.ndarray, shape: Sequence[int], fill: int) -> np.ndarray:
-    out = np.full(shape, fill, value.dtype)
+    """The value in the first corner of its last axes, which become as long as `shape` says."""
+    whole = (*value.shape[: value.ndim - len(shape)], *shape)
+    if value.shape == whole:
+        return value
+    out = np.full(whole, fill, value.dtype)
     out[tuple(slice(size) for size in value.shape)] = value
     return out
 

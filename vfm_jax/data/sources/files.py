@@ -10,10 +10,11 @@ import numpy as np
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import EXTENSIONS
+from vfm_jax.data.decode import EXTENSIONS, File
 from vfm_jax.data.sources.location import existing
 from vfm_jax.data.sources.storage import files_of, is_url, read_range, shown
 from vfm_jax.data.sources.tar_index import index_of
+from vfm_jax.data.timing import timed
 
 
 class Paths:
@@ -38,6 +39,10 @@ class Paths:
             raise BadSample(self.describe(name), "missing", "no such file") from error
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise BadSample(self.describe(name), "unreadable", str(error)) from error
+
+    def file(self, name: str) -> File:
+        """An image file for `data.decode`, which reads it by its path, within bounds."""
+        return self.describe(name)
 
     def describe(self, name: str = "") -> str:
         return os.path.join(self._root, name) if name else self._root
@@ -103,7 +108,8 @@ class Shards:
         row = self._rows[name]
         first, size = map(int, self._places[row])
         try:
-            content = read_range(self.tars[row], first, size)
+            with timed("read"):
+                content = read_range(self.tars[row], first, size)
         except FileNotFoundError as error:
             raise BadSample(self.describe(name), "missing", "the tar file is no longer there") from error
         except OSError as error:
@@ -111,6 +117,10 @@ class Shards:
         if len(content) < size:
             raise BadSample(self.describe(name), "truncated", f"the tar ends after {len(content)} of {size} bytes")
         return content
+
+    def file(self, name: str) -> File:
+        """An image file for `data.decode`."""
+        return self.read(name)
 
     def describe(self, name: str = "") -> str:
         if not name:

@@ -11,65 +11,25 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Picture, Reading, on_canvas, reading
+from vfm_jax.data.decode import EXTENSIONS, Reading
+from vfm_jax.data.sources.files import Paths
+from vfm_jax.data.sources.labels import SPLIT_NAMES
 from vfm_jax.data.sources.location import existing
+from vfm_jax.data.sources.records import ImageFiles, reads_images
 from vfm_jax.data.sources.splits import ALL, Split, parse_split, rows_of
 
 _TRIED = 32  # files of which one must be readable
-_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
-class FolderSource:
-    """Image files, decoded when asked for. See `vfm_jax.data.sources.Source`."""
-
-    def __init__(
-        self,
-        root: pathlib.Path,
-        files: list[str],
-        labels: np.ndarray,
-        class_names: tuple[str, ...] | None,
-        reading: Reading,
-    ):
-        """Takes file names relative to `root`, their class ids, and how files are read."""
-        self._root = root
-        self._files = files
-        self.labels = labels
-        self.class_names = class_names
-        self._reading = reading
-        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.read(index, on_canvas)
-
-    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
-        """The record, its picture made as the caller says."""
-        name = self.name(index)
-        return {
-            **picture(self._reading, lambda: name, name),
-            "label": np.asarray(self.labels[index]),
-            "index": np.asarray(index, np.int32),
-        }
-
-    def name(self, index: int) -> str:
-        return os.path.join(self._root, self._files[index])
-
-
+@reads_images(canvas_size=256)
 def folder(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     labels: str | None = "subfolders",
     pattern: str | None = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
-) -> FolderSource:
+) -> ImageFiles:
     """The images below a folder, in the order of their paths.
 
     With `labels="subfolders"` the first folder on the way to an image is its class; class ids follow the sorted
@@ -78,23 +38,17 @@ def folder(
 
     Args:
         path: the folder. `~` is the home folder.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         split: name of a subfolder to take, such as "train" (or of the folder itself); a part of it as in
             "train[:90%]"; "all[:90%]" where there are no such subfolders. Everything by default.
         labels: "subfolders", or None for images without classes.
         pattern: which files are images, "**/*.tif" for instance: `*` is anything in a name, `**/` any folders, and a
             pattern without a folder is of names at any depth. By default the usual endings of images.
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: 3 (colour) or 1 (gray), to which each is converted; or another number, which every file must have.
-        dtype: of the canvas: "uint8", "uint16" or "float32".
-        value_range: the files' values that become the ends of that type's range; floats beyond 0 to 1 need it.
-        min_size: pixels; an image with a shorter side is bad.
-        max_pixels: an image with more is bad.
 
     Raises:
         UserError: nothing there, no image, or none of those tried can be read. A file that cannot be, among others
             that can, raises `BadSample` when it is its turn.
     """
-    files_read = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     if labels not in ("subfolders", None):
         raise UserError(f'config.data.labels is {labels!r}; expected "subfolders", or None for no classes.')
     part = parse_split(split)
@@ -102,11 +56,11 @@ def folder(
     files, others = images_below(root, pattern)
     if not files:
         raise UserError(_nothing_found(root, others, pattern))
-    ids, class_names = _classes(root, files) if labels else (np.full(len(files), -1, np.int32), None)
+    ids, class_names = _classes(root, files) if labels else (None, None)
     if (part.start, part.stop) != (0, 100):
         rows = rows_of(part, files)
-        files, ids = [files[row] for row in rows], ids[rows]
-    source = FolderSource(root, files, ids, class_names, files_read)
+        files, ids = [files[row] for row in rows], None if ids is None else ids[rows]
+    source = ImageFiles(Paths(str(root)), files, ids, class_names, reading)
     _check_some_can_be_read(source, root)
     return source
 
@@ -120,7 +74,7 @@ def _split_folder(root: pathlib.Path, part: Split, split: str | None, labels: st
         )
     subfolders = _subfolders(root)
     if part.name == ALL:
-        found = [name for name in subfolders if name.lower() in _SPLIT_NAMES]
+        found = [name for name in subfolders if name.lower() in SPLIT_NAMES]
         if labels and found and found == subfolders:
             raise UserError(
                 f"{root} is divided into {', '.join(found)}, which would be taken for classes. "
@@ -206,7 +160,7 @@ def _nothing_found(root: pathlib.Path, others: collections.Counter[str], pattern
     )
 
 
-def _check_some_can_be_read(source: FolderSource, root: pathlib.Path) -> None:
+def _check_some_can_be_read(source: ImageFiles, root: pathlib.Path) -> None:
     """Refuses a folder of which no file is what was asked for; as a rule one is read, and that is enough."""
     bad: list[BadSample] = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), _TRIED)).astype(int)):
@@ -220,8 +174,8 @@ def _check_some_can_be_read(source: FolderSource, root: pathlib.Path) -> None:
     raise UserError(f"{tried} in {root}, can be read:{shown}\nReplace them, or set config.data to what they are.")
 
 
-def _classes(root: pathlib.Path, files: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Class ids (int32), and names sorted; -1 and None where there are no subfolders.
+def _classes(root: pathlib.Path, files: Iterable[str]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Class ids (int32), and names sorted; None where there are no subfolders.
 
     In a split's folder the names are those of all splits together, so that an id means the same class in each, even
     where a class has no image in one of them.
@@ -235,9 +189,9 @@ def _classes(root: pathlib.Path, files: Iterable[str]) -> tuple[np.ndarray, tupl
             f"{', ...' if len(names) > 3 else ''}. Move them into one, or set config.data.labels=None for no classes."
         )
     if not names:
-        return np.full(loose, -1, np.int32), None
-    if root.name.lower() in _SPLIT_NAMES:
-        siblings = [name for name in _subfolders(root.parent) if name.lower() in _SPLIT_NAMES]
+        return None, None
+    if root.name.lower() in SPLIT_NAMES:
+        siblings = [name for name in _subfolders(root.parent) if name.lower() in SPLIT_NAMES]
         names = sorted(set(names).union(*(_subfolders(root.parent / name) for name in siblings)))
     ids = {name: i for i, name in enumerate(names)}
     return np.array([ids[name] for name in first], np.int32), tuple(names)

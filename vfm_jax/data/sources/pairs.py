@@ -12,10 +12,11 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, Picture, Reading, on_canvas, reading
+from vfm_jax.data.decode import EXTENSIONS, Picture, Reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, chosen_column, needed_column, rows_of_text
-from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
+from vfm_jax.data.sources.files import Files, Finder, Folder, Paths, Shards, is_image, open_files
 from vfm_jax.data.sources.location import existing
+from vfm_jax.data.sources.records import ImageFiles, reads_images
 from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
 from vfm_jax.data.tokenizer import LEARNED, Tokenizer, make_tokenizer
 
@@ -48,10 +49,8 @@ class Texts(NamedTuple):
         return {"texts": ids, "num_texts": np.asarray(len(chosen), np.int32)}
 
 
-class PairSource:
+class PairSource(ImageFiles):
     """Image files and their captions, read when asked for. See `vfm_jax.data.sources.Source`."""
-
-    class_names = None
 
     def __init__(
         self,
@@ -63,28 +62,13 @@ class PairSource:
         reading: Reading,
     ):
         """Takes names of images and, of each, its captions or the name of the file beside it."""
-        self._files, self._images, self._captions, self._sidecars = files, images, captions, sidecars
-        self._texts = texts
+        super().__init__(files, images, None, None, reading)
+        self._texts, self._captions, self._sidecars = texts, captions, sidecars
         self.tokenizer = texts.tokenizer
         self.text_shape = (texts.most, texts.length)
-        self._reading = reading
-        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
-        self.problems = files.problems
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.read(index, on_canvas)
 
     def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
-        """The record, its picture made as the caller says."""
-        return {
-            **picture(self._reading, lambda: self._files.read(self._images[index]), self.name(index)),
-            "label": np.asarray(-1, np.int32),
-            "index": np.asarray(index, np.int32),
-            **self._texts.fields(self.captions(index)),
-        }
+        return super().read(index, picture) | self._texts.fields(self.captions(index))
 
     def captions(self, index: int) -> Captions:
         """The texts of a record."""
@@ -93,13 +77,12 @@ class PairSource:
         assert self._sidecars is not None
         return (_read_sidecar(self._files, self._sidecars[index]),)
 
-    def name(self, index: int) -> str:
-        return self._files.describe(self._images[index])
 
-
+@reads_images(canvas_size=256)
 def pairs(
     path: str,
     *,
+    reading: Reading,
     captions: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
@@ -108,12 +91,6 @@ def pairs(
     tokenizer: Mapping[str, Any] | Tokenizer = LEARNED,
     text_length: int = 64,
     max_texts: int | None = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> PairSource:
     """Images and the texts that describe them, in the order of the images' names.
 
@@ -124,6 +101,7 @@ def pairs(
 
     Args:
         path: a folder; tar shards, as for `tars`; or the table or json itself, beside its images.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         captions: the table (.csv, .tsv, .txt) or COCO json, by its path in the folder or tar; needed among several.
         image_column: column of the images' names; by default the first of the usual ones.
         text_column: column of the texts; the same.
@@ -132,17 +110,10 @@ def pairs(
         tokenizer: of `data.tokenizer`, by name with its keywords.
         text_length: token ids of each text; longer ones are cut.
         max_texts: of an image, the first so many; None for all. Of a KEY.txt the whole is one text.
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no captions or several kinds of them, images without texts or texts without images.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     for field, value in {"text_length": text_length, "max_texts": max_texts}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"config.data.{field} is {value!r}; expected a whole number, one or more.")
@@ -169,7 +140,7 @@ def pairs(
 
     most = max(map(len, listed), default=1)
     texts = Texts(make_tokenizer(tokenizer, at_hand), text_length, min(most, max_texts or most))
-    return PairSource(files, images, listed or None, sidecars or None, texts, how)
+    return PairSource(files, images, listed or None, sidecars or None, texts, reading)
 
 
 def _opened(path: str, captions: str | None) -> tuple[Files, str | None]:
@@ -232,7 +203,7 @@ def _stem(name: str) -> str:
     return os.path.basename(name).partition(".")[0]
 
 
-def _read_sidecar(files: Files, name: str) -> str:
+def _read_sidecar(files: Paths | Shards, name: str) -> str:
     try:
         text = files.read(name).decode()
         if not name.endswith(".json"):

@@ -1,11 +1,10 @@
 """Images inside tables: parquet in Hugging Face's layout, and the Arrow files that `datasets` saves."""
 
-import collections
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,21 +12,23 @@ import numpy as np
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, on_canvas, reading
+from vfm_jax.data.decode import File, Reading
 from vfm_jax.data.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, chosen_column
 from vfm_jax.data.sources.labels import ClassNames, class_ids
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import rows_of_split, split_of_file
+from vfm_jax.data.sources.pages import ColumnPages, Kept, column_of_bytes
+from vfm_jax.data.sources.records import RecordSource, reads_images, rows_of_split, split_of_file
 
-_KEPT_GROUPS = 4  # row groups that a thread holds: neighbours in evaluation are read once
+_KEPT_BYTES = 2**28  # of what was unpacked last, in each process: a second look at a page costs nothing
 _ENDINGS = (".parquet", ".arrow")
 
 
-class ParquetSource:
-    """Rows of parquet or Arrow files. See `vfm_jax.data.sources.Source`.
+class ParquetSource(RecordSource):
+    """Rows of parquet or Arrow files.
 
-    Of parquet a whole row group is read for a record, so that small groups (100 rows, as Hugging Face writes images)
-    are read faster in random order than large ones; Arrow files are mapped, and cost what one record does.
+    Of parquet only the page of a record is unpacked (`pages`), however large its row group is; where it is written in
+    a way that is not read so (delta encodings, LZ4), the row group. Arrow files are mapped, and cost what one record
+    does.
     """
 
     def __init__(
@@ -41,35 +42,28 @@ class ParquetSource:
         reading: Reading,
     ):
         """Takes the files, the number of rows in each of their groups, and which rows of all are the records."""
-        self._files, self._column, self._reading, self._rows = list(files), column, reading, rows
+        super().__init__(class_names, reading)
+        self._files, self._column, self._rows = list(files), column, rows
         self._starts = np.cumsum([0, *(size for sizes in groups for size in sizes)])
         self._first_rows = np.cumsum([0, *(sum(sizes) for sizes in groups)])
         self._groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.labels = labels
-        self.class_names = class_names
-        self.image_shape, self.image_dtype = reading.image_shape, reading.image_dtype
-        self._local = threading.local()
+        self._open: dict[int, _Parquet | _Arrow] = {}  # each process opens the files for itself, when it reads them
+        self._opening = threading.Lock()
+        self._kept = Kept(_KEPT_BYTES)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.read(index, on_canvas)
-
-    def read(self, index: int, picture: Picture) -> dict[str, np.ndarray]:
-        """The record, its picture made as the caller says."""
-        return {
-            **picture(self._reading, lambda: self._contents(index), self.name(index)),
-            "label": np.asarray(self.labels[index]),
-            "index": np.asarray(index, np.int32),
-        }
+    def _record(self, index: int) -> tuple[Callable[[], File], int]:
+        return lambda: self._contents(index), self.labels[index]
 
     def _contents(self, index: int) -> bytes | str:
         """The bytes of a record's image file, or its path."""
         name = self.name(index)
         file, group, row = self._place(index)
         try:
-            value = self._group(file, group)[row].as_py()
+            value = self._reader(file).value(group, row, self._column)
         except (OSError, ValueError) as error:  # as Arrow's exceptions are
             raise BadSample(name, "corrupt", str(error).splitlines()[0]) from error
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -88,41 +82,54 @@ class ParquetSource:
         number = int(np.searchsorted(self._starts, self._rows[index], side="right")) - 1
         return *self._groups[number], int(self._rows[index] - self._starts[number])
 
-    def _group(self, file: int, group: int) -> Any:
-        """The images' column of a row group; readers are not shared, as parquet's are not safe between threads."""
-        kept = self._local.__dict__.setdefault("groups", collections.OrderedDict())
-        if (file, group) not in kept:
-            opened = self._local.__dict__.setdefault("files", {})
-            if file not in opened:
-                opened[file] = _open(self._files[file])
-            kept[file, group] = opened[file].read(group, self._column)
-            if len(kept) > _KEPT_GROUPS:
-                kept.popitem(last=False)
-        kept.move_to_end((file, group))
-        return kept[file, group]
+    def _reader(self, file: int) -> "_Parquet | _Arrow":
+        with self._opening:
+            if file not in self._open:
+                self._open[file] = _open(self._files[file], self._kept)
+            return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_opening", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _local=threading.local())
+        self.__dict__.update(state, _open={}, _opening=threading.Lock(), _kept=Kept(_KEPT_BYTES))
 
 
 class _Parquet:
-    def __init__(self, path: str):
+    def __init__(self, path: str, kept: Kept):
         from pyarrow import parquet
 
-        self._file = parquet.ParquetFile(path, memory_map=True)
-        self.schema = self._file.schema_arrow
-        meta = self._file.metadata
-        self.groups = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        with parquet.ParquetFile(path) as opened:
+            self._meta, self.schema = opened.metadata, opened.schema_arrow
+        self.groups = [self._meta.row_group(group).num_rows for group in range(self._meta.num_row_groups)]
+        self._path, self._kept = path, kept
+        self._pages: dict[str, ColumnPages | None] = {}
 
-    def read(self, group: int, column: str) -> Any:
-        # Threads read records, not columns; a dotted name would be a field of a struct.
-        return self._file.read_row_group(group, columns=[column], use_threads=False).column(column)
+    def value(self, group: int, row: int, column: str) -> Any:
+        """The bytes of a row, or what Arrow makes of it."""
+        if column not in self._pages:
+            leaf = column_of_bytes(self._meta, column)
+            self._pages[column] = None if leaf is None else ColumnPages(self._path, self._meta, leaf, self._kept)
+        pages = self._pages[column]
+        value = None if pages is None else pages.value(group, row)
+        if value is not None:
+            return value
+        # Nothing there, or not to be read by pages; a struct without bytes may have a path.
+        return self._kept.get((self._path, group, column), lambda: self._group(group, column))[row].as_py()
+
+    def _group(self, group: int, column: str) -> Any:
+        from pyarrow import parquet
+
+        # A reader of its own, as they are not safe between threads. These read records, not columns; and a dotted
+        # name would be a field of a struct.
+        with parquet.ParquetFile(self._path, memory_map=True) as opened:
+            return opened.read_row_group(group, columns=[column], use_threads=False).column(column)
 
     def column(self, name: str) -> list[Any]:
-        return self._file.read(columns=[name]).column(name).to_pylist()
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self._path) as opened:
+            return opened.read(columns=[name]).column(name).to_pylist()
 
 
 class _Arrow:
@@ -138,31 +145,28 @@ class _Arrow:
         self.schema = self._table.schema
         self.groups = [self._table.num_rows]
 
-    def read(self, group: int, column: str) -> Any:
+    def value(self, group: int, row: int, column: str) -> Any:
+        """A row, as Arrow has it."""
         del group
-        return self._table.column(column)
+        return self._table.column(column)[row].as_py()
 
     def column(self, name: str) -> list[Any]:
         return self._table.column(name).to_pylist()
 
 
-def _open(path: str) -> _Parquet | _Arrow:
-    return _Parquet(path) if path.lower().endswith(".parquet") else _Arrow(path)
+def _open(path: str, kept: Kept) -> _Parquet | _Arrow:
+    return _Parquet(path, kept) if path.lower().endswith(".parquet") else _Arrow(path)
 
 
+@reads_images(canvas_size=256)
 def parquet(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: ClassNames = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> ParquetSource:
     """Images whose bytes lie in parquet or Arrow files, in the order of the files' names and their rows.
 
@@ -172,30 +176,24 @@ def parquet(
 
     Args:
         path: a file, a folder of them (at any depth), or one of `save_to_disk`.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         split: a word of the files' names ("train-00000-of-00002.parquet"), or the folder they lie in; or a part, as
             "train[:90%]" or "all[90%:]".
         image_column: column of the images; by default the schema's first of images.
         label_column: column of the classes, ids or names; by default the schema's first of classes, or the first of
             the usual names (label, class, ...); "" for no classes.
         class_names: by id, or a text file of them, one a line; by default the schema's, the names found, or "0", ...
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, a damaged file, no such column or split, or a column that holds no images.
     """
     import pyarrow as pa
 
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     root = existing(path, "config.data.path")
     files = _files(root)
     splits = [split_of_file(file, split) for file in files]
     try:
-        opened = [_open(file) for file in files]
+        opened = [_open(file, Kept(0)) for file in files]
         columns = _columns(opened, files, image_column, label_column)
         described = f"{root}, column {columns.label}"
         values = None if columns.label is None else [one.column(columns.label) for one in opened]
@@ -216,7 +214,7 @@ def parquet(
         labels[there], names = class_ids([flat[row] for row in there], described, class_names or columns.names)
         if lacking:
             names = None
-    return ParquetSource(files, groups, rows, labels[rows], names, columns.image, how)
+    return ParquetSource(files, groups, rows, labels[rows], names, columns.image, reading)
 
 
 def _files(root: pathlib.Path) -> list[str]:

@@ -13,11 +13,11 @@ from PIL import Image
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.decode import MAX_PIXELS, Picture, Reading, image_kind, read_header, reading
+from vfm_jax.data.decode import Picture, Reading, image_kind, read_header
 from vfm_jax.data.sources.files import Files, Finder, Folder, is_image, open_files
 from vfm_jax.data.sources.labels import SPLIT_NAMES, ClassNames, listed_names
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import ImageFiles, rows_of_split
+from vfm_jax.data.sources.records import ImageFiles, has_size, reads_images, rows_of_split
 
 VOID = 255  # in a label map: no class, and beyond the picture
 _LABEL_WORDS = ("label", "annot", "mask", "gt", "segmentation", "ground")
@@ -56,8 +56,7 @@ class SegmentationSource(ImageFiles):
         name = self._files.describe(self._maps[index])
         found = _read_map(self._files.read(self._maps[index]), name, self._reading.max_pixels)
         height, width = map(int, example["size"])
-        shrink = min(1.0, self.image_shape[0] / found.shape[0], self.image_shape[1] / found.shape[1])
-        if np.abs(np.maximum(1, np.round(np.array(found.shape) * shrink)) - (height, width)).max() > 1:
+        if not has_size(example["size"], (found.shape[0], found.shape[1]), self._reading.canvas):
             shown = f"{found.shape[1]} x {found.shape[0]} pixels do not fit those of {self.name(index)}"
             raise BadSample(name, "corrupt", shown)
         if found.shape != (height, width):
@@ -100,20 +99,16 @@ def _read_map(content: bytes, name: str, max_pixels: int) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
+@reads_images(canvas_size=512)
 def segmentation(
     path: str,
     *,
+    reading: Reading,
     images: str | None = None,
     label_maps: str | None = None,
     split: str | None = None,
     class_names: ClassNames = None,
     ignore: tuple[int, ...] = (),
-    canvas_size: int | tuple[int, int] = 512,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> SegmentationSource:
     """Images and label maps (PNG, one byte or a palette's index a pixel), in the order of the images' names.
 
@@ -124,22 +119,16 @@ def segmentation(
 
     Args:
         path: the folder or tar that holds both; or a list.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 512 pixels a side by default.
         images: folder of the images in there, where it does not show by itself.
         label_maps: folder of the label maps, the same.
         split: a list's name, or a folder's; or a part, as "train[:90%]" or "all[90%:]".
         class_names: of the pixels by id, or a text file of them, one a line; an id beyond them is a damaged map.
         ignore: ids that are no class; they become 255.
-        canvas_size: pixels, one number or (height, width).
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no such split, or images without label maps.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     if not all(isinstance(one, int) and 0 <= one <= VOID for one in ignore):
         raise UserError(f"config.data.ignore is {ignore!r}; expected class ids, 0 to {VOID}.")
     names = listed_names(class_names)
@@ -156,7 +145,7 @@ def segmentation(
     everything = [(one, pair) for one in sorted(pairs, key=str) for pair in sorted(pairs[one])]
     splits = [one for one, _ in everything]
     rows = rows_of_split(split, [pair[0] for _, pair in everything], splits, files.describe())
-    return SegmentationSource(files, [everything[row][1] for row in rows], names, ignore, how, problems)
+    return SegmentationSource(files, [everything[row][1] for row in rows], names, ignore, reading, problems)
 
 
 Pairs = list[tuple[str, str]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.data.decode import MAX_PIXELS, reading
+from vfm_jax.data.decode import Reading
 from vfm_jax.data.sources.columns import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -18,32 +18,29 @@ from vfm_jax.data.sources.columns import (
 from vfm_jax.data.sources.files import Paths
 from vfm_jax.data.sources.labels import ClassNames, class_ids
 from vfm_jax.data.sources.location import existing
-from vfm_jax.data.sources.records import ImageFiles, rows_of_split
+from vfm_jax.data.sources.records import ImageFiles, reads_images, rows_of_split
 
 _LOOKED_AT = 500  # files whose being there is checked at once, evenly spaced
 
 
+@reads_images(canvas_size=256)
 def table(
     path: str,
     *,
+    reading: Reading,
     root: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     split: str | None = None,
     split_column: str | None = None,
     class_names: ClassNames = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> ImageFiles:
     """The images that a table names, in the order of its rows.
 
     Args:
         path: the table: .csv, .tsv or .txt (any usual delimiter; without a header its columns are image and label),
             .jsonl, .parquet.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         root: the folder that the paths start from; the table's own by default.
         image_column: column of the paths; by default the first of the usual ones (image, file, path, ...).
         label_column: column of the classes, ids or names; by default the first of the usual ones (label, class, ...),
@@ -51,17 +48,10 @@ def table(
         split: rows whose split column says so; a part of them, as "train[:90%]"; "all[90%:]" without such a column.
         split_column: by default the first of the usual ones (split, subset, ...).
         class_names: by id, or a text file of them, one a line; by default the names found, or "0", "1", ...
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: no such table, column, class or split, or images that are not where it says.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     file = existing(path, "config.data.path")
     columns = read_columns(file)
     header = list(columns)
@@ -79,7 +69,7 @@ def table(
     files = Paths(str(existing(root, "config.data.root") if root is not None else file.parent))
     images = [images[row] for row in rows]
     _check_there(files, images)
-    return ImageFiles(files, images, None if labels is None else labels[rows], names, how)
+    return ImageFiles(files, images, None if labels is None else labels[rows], names, reading)
 
 
 def _check_there(files: Paths, images: Sequence[str]) -> None:

@@ -8,30 +8,26 @@ from typing import Any
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, reading
+from vfm_jax.data.decode import EXTENSIONS, Reading
 from vfm_jax.data.sources.columns import LABEL_COLUMNS
 from vfm_jax.data.sources.files import Shards, is_image
 from vfm_jax.data.sources.labels import ClassNames, class_ids, folder_classes
-from vfm_jax.data.sources.records import ImageFiles, rows_of_split, split_of_file
+from vfm_jax.data.sources.records import ImageFiles, reads_images, rows_of_split, split_of_file
 from vfm_jax.data.sources.storage import files_of
 
 _READERS = 32  # of small members at a time: over a network the waiting is all of it
 _MAX_TEXT = 4096  # bytes of a class's name
 
 
+@reads_images(canvas_size=256)
 def tars(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     image_key: str | None = None,
     label_key: str | None = None,
     class_names: ClassNames = None,
-    canvas_size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> ImageFiles:
     """The images in tar files, read where they lie, in the order they are stored.
 
@@ -42,23 +38,17 @@ def tars(
 
     Args:
         path: a tar file, a folder of them, `{000..099}` or a glob, or a URL of these.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 256 pixels a side by default.
         split: a name that stands in the shards' names ("x-train-000.tar"), or a folder in them; or a part, as
             "train[:90%]" or "all[90%:]". Everything by default.
         image_key: extension of the images, where a key has several ("jpg").
         label_key: "cls", "txt" or another extension of a file that holds the class, or a field of KEY.json; "" for no
             classes. By default the first that is there.
         class_names: by id, or a text file of them, one a line; by default the names found, or "0", "1", ...
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no tar file, no image, labels that are none, or no such split.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     files = Shards(files_of(path, ".tar"))
     places = {name: place for place, name in enumerate(files.names)}
     samples = _samples(files, image_key)
@@ -72,7 +62,7 @@ def tars(
         for image, folder_split in zip(images, folder_splits, strict=True)
     ]
     rows = rows_of_split(split, images, splits, files.describe())
-    return ImageFiles(files, [images[row] for row in rows], None if labels is None else labels[rows], names, how)
+    return ImageFiles(files, [images[row] for row in rows], None if labels is None else labels[rows], names, reading)
 
 
 Sample = tuple[str, Mapping[str, str]]  # the image's member, and the members of its key by extension

@@ -8,25 +8,22 @@ from xml.parsers import expat
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
-from vfm_jax.data.decode import EXTENSIONS, MAX_PIXELS, reading
+from vfm_jax.data.decode import EXTENSIONS, Reading
 from vfm_jax.data.sources.boxes import BoxSource, Objects, fault_of
 from vfm_jax.data.sources.files import Files, open_files
+from vfm_jax.data.sources.records import reads_images
 from vfm_jax.data.sources.splits import ALL, parse_split, rows_of
 
 _MAX_XML = 2**24  # bytes of an annotation
 
 
+@reads_images(canvas_size=640)
 def voc(
     path: str,
     *,
+    reading: Reading,
     split: str | None = None,
     max_boxes: int | None = None,
-    canvas_size: int | tuple[int, int] = 640,
-    channels: int = 3,
-    dtype: str = "uint8",
-    value_range: tuple[float, float] | None = None,
-    min_size: int = 1,
-    max_pixels: int = MAX_PIXELS,
 ) -> BoxSource:
     """Images and the boxes of their objects, in the order of the images' names.
 
@@ -36,19 +33,13 @@ def voc(
 
     Args:
         path: the folder or tar that holds Annotations and JPEGImages, at any depth.
+        reading: made of the keywords of `data.decode.reading`; the canvas has 640 pixels a side by default.
         split: a list in ImageSets/Main ("train", "val", "trainval", ...); or a part, as "train[:90%]", "all[90%:]".
         max_boxes: of an image; the largest are kept. As many as the fullest image of all has by default.
-        canvas_size: pixels, one number or (height, width); larger images are scaled down to fit, and boxes with them.
-        channels: of the images; this and the next four are those of `data.decode.reading`.
-        dtype: the same.
-        value_range: the same.
-        min_size: the same.
-        max_pixels: the same.
 
     Raises:
         UserError: nothing there, no such split, an annotation that cannot be read, or images that are not there.
     """
-    how = reading(canvas_size, channels, dtype, value_range, min_size, max_pixels)
     files = open_files(path)
     root = _root(files)
     stems = {
@@ -76,7 +67,7 @@ def voc(
             f"None of the {len(chosen)} images of split {split!r} is in {files.describe(root)}/JPEGImages."
         )
     most = max([1, *(len(boxes) for _, boxes in parsed.values())]) if max_boxes is None else max_boxes
-    return BoxSource(files, images, objects, classes, how, most, problems)
+    return BoxSource(files, images, objects, classes, reading, most, problems)
 
 
 def _endings() -> list[str]:
