@@ -1,6 +1,7 @@
 """What the loader costs beside the operations it runs: batches and `prefetch` against a bare loop of threads.
 
     python scripts/bench/loader.py [--images FOLDER] [--canvas 224] [--cores 0,1] [--rounds 5] [--torch-python PY]
+        [--tf-python PY]
 
 Run it with a Python that has vfm_jax. Without --images it writes small PNGs of 32 x 32 pixels, where the cost of each
 record in Python is nearly all there is; --arrays reads the same pictures from an array in memory.
@@ -8,7 +9,8 @@ record in Python is nearly all there is; --arrays reads the same pictures from a
 `bare` is `source[i]` in a ThreadPoolExecutor, a future for each 16 records: the limit. `ours` is the whole loader,
 batches handed over included. `grain` is the pipeline that grain's documentation shows: a map over records, threads, a
 batch. `torch` is PyTorch's DataLoader in one process, whose dataset opens, converts and copies the same files with
-Pillow. CPU seconds, all threads; torch's loader takes more with worker processes, which have to send what they made.
+Pillow; it takes more with worker processes, which have to send what they made. `tf` is tf.data, which reads and
+decodes the same files; not with --arrays. Peers without a Python are left out, and named. CPU seconds, all threads.
 """
 
 import argparse
@@ -46,6 +48,10 @@ def make_source(args: argparse.Namespace) -> Any:
     if not args.arrays:
         return source
     return arrays(images=np.stack([source[i]["image"] for i in range(len(source))]))
+
+
+def image_files(folder: str) -> list[pathlib.Path]:
+    return sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
 def order(length: int, items: int) -> Any:
@@ -118,7 +124,7 @@ def serve_torch(args: argparse.Namespace) -> None:
     from torch.utils.data import DataLoader, Dataset
 
     torch.set_num_threads(1)
-    files = sorted(p for p in pathlib.Path(args.images).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    files = image_files(args.images)
 
     def pixels(file: pathlib.Path) -> np.ndarray:
         image = Image.open(file).convert("RGB")
@@ -145,6 +151,36 @@ def serve_torch(args: argparse.Namespace) -> None:
     interleave.serve({}, turn)
 
 
+def serve_tf(args: argparse.Namespace) -> None:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    files = image_files(args.images)
+    chosen = order(len(files), args.items)
+    is_png = files[0].suffix.lower() == ".png"
+
+    def example(file: Any, index: Any) -> tuple[Any, int, Any]:
+        content = tf.io.read_file(file)
+        image = tf.io.decode_png(content, 3) if is_png else tf.io.decode_jpeg(content, 3)
+        canvas = [args.canvas, args.canvas]
+        if tf.reduce_max(tf.shape(image)) > args.canvas:
+            image = tf.image.resize(image, canvas, tf.image.ResizeMethod.AREA, preserve_aspect_ratio=True)
+            image = tf.cast(image, tf.uint8)
+        return tf.image.pad_to_bounding_box(image, 0, 0, *canvas), -1, index
+
+    dataset = tf.data.Dataset.from_tensor_slices(([str(files[i]) for i in chosen], chosen))
+    dataset = dataset.map(example, num_parallel_calls=args.threads).batch(args.batch).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = args.threads
+    dataset = dataset.with_options(options)
+
+    def turn() -> None:
+        assert sum(len(images) for images, _, _ in dataset) == args.items
+
+    interleave.serve({"tensorflow": tf.__version__}, turn)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="a folder of image files; small PNGs are written by default")
@@ -156,6 +192,7 @@ def main() -> None:
     parser.add_argument("--cores", default="0,1")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch-python", help="a Python with torch, numpy and Pillow")
+    parser.add_argument("--tf-python", help="a Python with tensorflow")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -164,14 +201,17 @@ def main() -> None:
         if args.images is None:
             args.images = directory
             write_images(pathlib.Path(directory))
-        pythons = {name: args.torch_python if name == "torch" else sys.executable for name in SERVERS}
+        pythons = dict.fromkeys(SERVERS, sys.executable)
+        pythons |= {"torch": args.torch_python, "tf": None if args.arrays else args.tf_python}
+        if absent := [name for name, python in pythons.items() if python is None]:
+            print(f"# left out: {', '.join(absent)}", file=sys.stderr)
         words = [f"--{n}={getattr(args, n)}" for n in ("images", "canvas", "batch", "items", "threads")]
         words += ["--arrays"] if args.arrays else []
         specs = [
             interleave.Spec(
                 name,
                 ["taskset", "-c", args.cores, python, __file__, f"--serve={name}", *words],
-                {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+                {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
             )
             for name, python in pythons.items()
             if python
@@ -180,7 +220,7 @@ def main() -> None:
         interleave.compare(specs, rounds=args.rounds, items=args.items, base="bare", logs=logs)
 
 
-SERVERS = {"bare": serve_bare, "ours": serve_ours, "grain": serve_grain, "torch": serve_torch}
+SERVERS = {"bare": serve_bare, "ours": serve_ours, "grain": serve_grain, "torch": serve_torch, "tf": serve_tf}
 
 if __name__ == "__main__":
     main()

@@ -479,6 +479,38 @@ def test_every_byte_of_a_png_is_checked(picture, encoded):
     np.testing.assert_array_equal(decode(data[:-12]), good)  # without its last chunk, which says nothing
 
 
+def test_a_plain_png_is_decoded_in_full_or_refused(picture):
+    """Its checksums are right throughout: what is wrong is inside the compressed rows."""
+    image = picture(20, 30)
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    packed = zlib.compress(rows)
+    np.testing.assert_array_equal(decode(_plain_png(20, 30, packed[:50], packed[50:])), image)
+    for data in (b"", packed[:-100], packed[:-1] + bytes([packed[-1] ^ 1]), zlib.compress(b"\7" + rows[1:])):
+        with pytest.raises(BadSample):
+            decode(_plain_png(20, 30, data))
+
+
+@pytest.mark.parametrize("chunk", ["tEXt", "eXIf"])
+def test_a_png_with_more_chunks_has_the_same_pixels(picture, chunk):
+    """OpenCV decodes plain files, Pillow all others: the pixels are the same, and Pillow's are turned."""
+    image = picture(20, 30)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in image))
+    exif = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 274, 3, 1, 3, 0, 0)  # half a turn
+    content = {"tEXt": b"Comment\0x", "eXIf": exif}[chunk]
+    expected = image[::-1, ::-1] if chunk == "eXIf" else image
+    np.testing.assert_array_equal(decode(_plain_png(20, 30, packed, before=[(chunk.encode(), content)])), expected)
+
+
+def _plain_png(height, width, *data, before=()):
+    """RGB of 8 bits: its compressed rows in chunks of their own, after other chunks (kind, content)."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), *before, *((b"IDAT", part) for part in data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
 def test_the_missing_extra_is_named(monkeypatch, picture):
     data = _tiff(_wide(picture(5, 7)), photometric="rgb")
     monkeypatch.setitem(sys.modules, "tifffile", None)

@@ -166,17 +166,17 @@ def test_the_batches_follow_from_seed_and_stage_alone():
 
 @pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
 def test_a_resumed_run_goes_on_with_the_same_batches(kind):
-    whole = _take(train_batches(kind(13), batch_size=40, seed=0), 9)
-    _assert_same(whole[6:], _take(train_batches(kind(13), batch_size=40, seed=0, start_step=6), 3))
+    whole = _take(train_batches(kind(13), batch_size=140, seed=0), 9)
+    _assert_same(whole[6:], _take(train_batches(kind(13), batch_size=140, seed=0, start_step=6), 3))
 
 
 @pytest.mark.parametrize("kind", [CountingSource, ManyAtOnceSource])
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_rows_of_all_processes_are_the_batch_of_one(kind, count):
-    """36 rows are three parts for one process and other parts for several."""
-    whole = _take(train_batches(kind(29), batch_size=36, seed=0), 4)
+    """180 rows are three parts for one process and other parts for several."""
+    whole = _take(train_batches(kind(29), batch_size=180, seed=0), 4)
     shares = [
-        _take(train_batches(kind(29), batch_size=36, seed=0, process_index=p, process_count=count), 4)
+        _take(train_batches(kind(29), batch_size=180, seed=0, process_index=p, process_count=count), 4)
         for p in range(count)
     ]
     _assert_same(whole, _joined(shares))
@@ -271,8 +271,8 @@ def test_a_bad_record_is_replaced_by_the_same_other_one_every_time(kind):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_batches_with_bad_records_depend_on_no_setting_of_the_machine(kind, count, threads, repeats):
-    """Nor on where the run was resumed. 36 rows are other parts for other processes, and 23 divides by nothing."""
-    options = {"batch_size": 36, "seed": 5, "stage": 2, "repeats": repeats, **ANY}
+    """Nor on where the run was resumed. 180 rows are other parts for other processes, and 23 divides by nothing."""
+    options = {"batch_size": 180, "seed": 5, "stage": 2, "repeats": repeats, **ANY}
     whole = _take(train_batches(DamagedSource(23, BAD), **options), 5)
     for start in (0, 3):
         shares = [
@@ -350,9 +350,9 @@ class TracedSource(CountingSource):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch_size", [16, 96])
 def test_what_is_held_ready_is_bounded(threads, batch_size):
-    """Grain holds two batches (at least a part of 16 rows a thread); one is put together, two are prefetched."""
+    """Grain holds two batches (at least a part of 64 rows a thread); one is put together, two are prefetched."""
     source = TracedSource(250)
-    bound = max(2 * batch_size, 16 * threads) + batch_size + 2 * batch_size
+    bound = max(2 * batch_size, min(64, batch_size) * threads) + batch_size + 2 * batch_size
     with prefetch(
         train_batches(source, batch_size=batch_size, seed=0, threads=threads), lambda batch: batch
     ) as batches:
@@ -387,9 +387,9 @@ def _shared_memory():
 def test_worker_processes_give_the_same_batches_and_leave_nothing():
     """Also resumed, and by another number of workers: the position is the step alone. Bad records are told of too."""
     source, ledger = DamagedSource(23, BAD), Ledger()
-    whole = _take(train_batches(source, batch_size=36, seed=0, **ANY), 5)
+    whole = _take(train_batches(source, batch_size=180, seed=0, **ANY), 5)
     before = _shared_memory()
-    with train_batches(source, batch_size=36, seed=0, workers=2, start_step=2, ledger=ledger, **ANY) as batches:
+    with train_batches(source, batch_size=180, seed=0, workers=2, start_step=2, ledger=ledger, **ANY) as batches:
         _assert_same(whole[2:4], [next(batches), next(batches)])
         kept = next(batches)
         assert batches.seconds["other"] > 0  # spent in the workers, and sent with the batches

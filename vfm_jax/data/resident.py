@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vfm_jax.data.bad import BadSample
-from vfm_jax.data.pipeline import HostBatch, blank_rows, read_record
+from vfm_jax.data.pipeline import HostBatch, blank_rows, read_record, record_bytes
 from vfm_jax.data.sources import Source
 
 STORED = "stored"
@@ -54,7 +54,7 @@ class ResidentSource:
 
 def stored_bytes(source: Source) -> int:
     """What `read_whole` of a source takes in memory, without reading it."""
-    return len(source) * sum(values.nbytes for values in blank_rows(source, 1).values())
+    return len(source) * record_bytes(source)
 
 
 def read_whole(source: Source, *, threads: int | None = None) -> tuple[ResidentSource, HostBatch]:

@@ -17,17 +17,20 @@ _thread = threading.local()
 class timed:
     """Counts the seconds inside as one of `PARTS`, and not as the part around it; an error inside counts too."""
 
-    __slots__ = ("_outer", "_part")
+    __slots__ = ("_outer", "_part", "_watch")
 
     def __init__(self, part: str):
         assert part in PARTS, part
         self._part = part
 
     def __enter__(self) -> None:
-        self._outer = _switch(self._part)
+        self._watch: Stopwatch | None = getattr(_thread, "watch", None)  # None: nobody collects
+        if self._watch is not None:
+            self._outer = self._watch.switch(self._part)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _switch(self._outer)
+        if self._watch is not None:
+            self._watch.switch(self._outer)
 
 
 class Stopwatch:
@@ -41,20 +44,17 @@ class Stopwatch:
         self.seconds = dict.fromkeys((*PARTS, "other"), 0.0)
 
     def __enter__(self) -> "Stopwatch":
-        _thread.seconds, _thread.part, _thread.since = self.seconds, "other", time.perf_counter()
+        self._part, self._since = "other", time.perf_counter()
+        _thread.watch = self
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _switch("other")
-        _thread.seconds = None
+        self.switch("other")
+        _thread.watch = None
 
-
-def _switch(part: str) -> str:
-    """Ends the part that this thread is in, begins another, and names the ended one."""
-    seconds = getattr(_thread, "seconds", None)
-    if seconds is None:  # nobody collects
-        return "other"
-    now, before = time.perf_counter(), _thread.part
-    seconds[before] += now - _thread.since
-    _thread.part, _thread.since = part, now
-    return before
+    def switch(self, part: str) -> str:
+        """Ends the part that this thread is in, begins another, and names the ended one."""
+        now, before = time.perf_counter(), self._part
+        self.seconds[before] += now - self._since
+        self._part, self._since = part, now
+        return before
