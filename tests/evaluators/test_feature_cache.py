@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vfm_jax.cli import override
 from vfm_jax.core.errors import UserError
 from vfm_jax.data import cache as pictures
 from vfm_jax.data.ledger import Ledger
 from vfm_jax.evaluators.feature_cache import identify
 from vfm_jax.evaluators.features import extract
-from vfm_jax.experiment import from_recipe
+from vfm_jax.experiment import Variables, from_recipe
 from vfm_jax.train.evaluation import Judge
-from vfm_jax.train.loop import _blank_state
+from vfm_jax.train.stages import read_stages
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 BATCH = 8  # one image for each of the devices
@@ -65,7 +66,7 @@ def recipe(images, cache=None, **fields):
 
 
 class Evaluation:
-    """A judge of a recipe's fresh weights that counts the batches which the encoder sees.
+    """A judge of random weights that counts the batches which the encoder sees.
 
     Attributes:
         encoded: numbers of valid images of each batch.
@@ -73,9 +74,11 @@ class Evaluation:
 
     def __init__(self, fields):
         self.ledger = Ledger()
-        self.judge = Judge(from_recipe(fields), self.ledger)
-        blank, key, _ = _blank_state(self.judge._experiment)
-        self.variables = blank(key).variables
+        experiment = from_recipe(fields)
+        self.judge = Judge(experiment, self.ledger)
+        draw = np.random.default_rng(experiment.seed).standard_normal
+        params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape, np.float32)), experiment.abstract_params)
+        self.variables = Variables(params, {})
         self.encoded = []
         features = self.judge._predict["features"]
 
@@ -196,11 +199,6 @@ def test_another_decoder_or_canvas_is_another_image(images, tmp_path, monkeypatc
 
 def test_labels_are_those_of_today(images, tmp_path):
     Evaluation(recipe(images, tmp_path / "cache")).extract()
-    fields = recipe(images, tmp_path / "cache")
-    fields["data"]["labels"] = None
-    fields["networks"]["head"] = dict(name="linear_head", num_classes=2)
-    with pytest.raises(UserError, match="labels"):  # the recipe's own need of them, not the cache's
-        Evaluation(fields)
     (images / "c1").rename(images / "b1")
     run = Evaluation(recipe(images, tmp_path / "cache"))
     assert run.extract().labels.tolist() == [0] * 10 + [1] * 10
@@ -346,6 +344,19 @@ def test_what_cannot_be_is_refused(images, tmp_path):
         from_recipe(recipe(images, feature_cache=dict(path=str(tmp_path), paht="x")))
 
 
+def test_a_path_and_a_bound_may_be_given_on_the_command_line(images, tmp_path):
+    given = [("feature_cache.path", str(tmp_path / "cache")), ("feature_cache.max_gigabytes", "5")]
+    fields = override(recipe(images), given, "the recipe")
+    assert fields["feature_cache"] == dict(path=str(tmp_path / "cache"), max_gigabytes=5.0)
+    assert _built(fields).feature_cache is not None
+    assert _built(override(recipe(images), [], "the recipe")).feature_cache is None
+
+
+def _built(fields):
+    (stage,) = read_stages(fields)
+    return from_recipe(stage.recipe)
+
+
 def test_several_processes_are_refused(images, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="one process, and this one has 2"):
@@ -363,7 +374,9 @@ def test_the_program_and_what_it_reads_make_the_key():
 
     def project(scale):
         table = np.full(4, scale, np.float32)  # a constant of the program, as a table of positions is
-        inner = jax.jit(lambda variables, batch: (batch["image"] @ variables["read"] + table[None], variables["unread"]))
+        inner = jax.jit(
+            lambda variables, batch: (batch["image"] @ variables["read"] + table[None], variables["unread"])
+        )
         return lambda variables, batch: inner(variables, batch)[0]
 
     key = _key(project(1.0), variables)

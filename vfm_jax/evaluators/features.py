@@ -96,8 +96,8 @@ def extract(
     """
     cache = Cache() if cache is None else cache
     if (pool, split) not in cache:
-        keeps = cache.kept is not None and check_pool(pool, "extract")  # pixels lie in the data set already
-        kept = cache.kept(pool, split) if cache.kept is not None and keeps else None
+        # Pixels are in the data set already, and larger than any feature.
+        kept = cache.kept(pool, split) if cache.kept is not None and pool != "pixels" else None
         cache[pool, split] = _run_encoder(predict, batches, split, pool, labels_for, kept)
     found = cache[pool, split]
     if labels_for is not None:  # the rows may have been extracted by someone who needs no labels
