@@ -7,13 +7,14 @@ function's keywords. Unknown fields are refused before anything is built.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vfm_jax.augment import VIEW_OPS
 from vfm_jax.augment.mix import mixup_cutmix
 from vfm_jax.augment.views import build_views, listed
 from vfm_jax.core.durations import UNITS, Clock, read_duration, read_durations
@@ -107,6 +108,22 @@ class Evaluation:
     every_steps: int
 
 
+class HostCrop(NamedTuple):
+    """What a recipe would be if the host made its random crop, in place of the step.
+
+    Attributes:
+        crop: for `config.data.crop`.
+        num_operations: the first ones of the view, which it takes the place of.
+        source: gives the crops.
+        views: the others.
+    """
+
+    crop: Crop
+    num_operations: int
+    source: Source
+    views: Callable[[jax.Array, Batch], Batch]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One stage of a recipe, built; `train` runs it.
@@ -117,6 +134,7 @@ class Experiment:
         eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
         loader: what the data pipeline takes of `config.data`.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
+        host_crop: what the host could do of the views' work; None where it cannot, or does.
         mixes: whether they blend the images of a batch with one another.
         eval_views: the same for evaluation, without randomness.
         feature_cache: where features are kept for other evaluations of the same weights; None for nowhere.
@@ -136,6 +154,7 @@ class Experiment:
     eval_sources: Mapping[str, Source]
     loader: Mapping[str, Any]
     views: Callable[[jax.Array, Batch], Batch]
+    host_crop: HostCrop | None
     mixes: bool
     eval_views: Callable[[jax.Array, Batch], Batch] | None
     feature_cache: FeatureCache | None
@@ -435,6 +454,7 @@ def build_experiment(
         eval_sources=eval_sources,
         loader=loader,
         views=train_views,
+        host_crop=_host_crop(views, mix, source, holding, resident, seed=seed, stage=stage),
         mixes=bool(mix),
         eval_views=test_views,
         feature_cache=kept,
@@ -720,7 +740,7 @@ def _check_features_fit(
         return objective.predict["features"](variables, views(key, sample))
 
     for_one = _sample(sources["test"])
-    found = jax.eval_shape(predict, Variables(*abstract), jax.random.key(0), for_one)
+    found = jax.eval_shape(predict, abstract, jax.random.key(0), for_one)
     width = max(found.pooled.shape[-1], found.tokens.shape[-1])
     cache.check_fits(sum(map(len, sources.values())), width)
 
@@ -785,6 +805,46 @@ def _cropped(source: Any, holding: Mapping[str, Any], seed: int, stage: int) -> 
         )
     check_fields(Crop, holding["crop"], "config.data.crop")
     return CroppedSource(source, Crop(**holding["crop"]), seed=seed, stage=stage)
+
+
+def _host_crop(
+    views: Mapping[str, Any],
+    mix: Mapping[str, Any],
+    source: Any,
+    holding: Mapping[str, Any],
+    resident: bool,
+    **of_run: int,
+) -> HostCrop | None:
+    """What `config.data.crop` could say, if the views are one that begins with a crop as the host makes it.
+
+    Which of the two makes the crop is the recipe's to say, and never the backend's: they draw other random numbers
+    and resize in other ways, and one recipe is the same run on every device. `vfm data` measures, and advises: on
+    CPUs the host is the better place (scripts/bench/README.md, "Host or device"); accelerators were not measured.
+    """
+    view = next(iter(views.values()))
+    if len(views) > 1 or not isinstance(view, Mapping) or view.get("num_views") is not None:
+        return None
+    if (
+        holding["crop"]
+        or holding["cache"]
+        or resident
+        or not hasattr(source, "read")
+        or getattr(source, "fields", {})
+    ):
+        return None
+    ops = [dict(op) for op in view["ops"]]
+    if (
+        not ops
+        or ops[0].pop("name") != "random_resized_crop"
+        or ops[0].pop("interpolation", "bilinear") != "bilinear"
+    ):
+        return None
+    flips = len(ops) > 1 and ops[1]["name"] == "flip"
+    flip = ops[1].get("probability", keywords(VIEW_OPS["flip"])["probability"].default) if flips else 0.0
+    taken = 1 + flips
+    rest = {field: {**spec, "ops": tuple(spec["ops"][taken:])} for field, spec in views.items()}
+    crop = Crop(**ops[0], flip=flip)
+    return HostCrop(crop, taken, CroppedSource(source, crop, **of_run), _build_views(rest, mix))
 
 
 def _is_resident(source: Source, holding: Mapping[str, Any], mesh: jax.sharding.Mesh) -> bool:
