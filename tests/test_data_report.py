@@ -142,6 +142,60 @@ def test_the_rate_of_a_finished_run_says_what_is_needed(capsys, recipe, tmp_path
     assert facts["splits"]["train"]["num_read"] == 4
 
 
+ONE_CROP = """    c.views = dict(image=dict(ops=(crop, flip, norm)))
+    c.networks = dict(
+        encoder=dict(name="vit", variant="mu/8", width=16, depth=1, heads=1, mlp_dim=16),
+        head=dict(name="linear_head", num_classes=2),
+    )
+    c.objective = dict(name="supervised")
+    return c
+"""
+
+
+@pytest.fixture
+def one_crop(recipe):
+    """The recipe, with one view that begins with a random crop."""
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("    return c\n", ONE_CROP), encoding="utf-8")
+    return recipe
+
+
+def test_both_places_of_a_single_crop_are_measured(capsys, one_crop, recipe, tmp_path):
+    page = tmp_path / "page.html"
+    crop = _json(capsys, "data", one_crop, f"--out={page}")["crop"]
+    assert crop["backend"] == "cpu"
+    assert min(crop["core_seconds_per_image"].values()) > 0
+    assert "An image costs a core" in page.read_text(encoding="utf-8")
+    recipe_with_it = cli.override(cli.load_recipe(str(one_crop)), [], "it")
+    recipe_with_it["data"]["crop"] = dict(size=16)  # a recipe that says where it is asked no more
+    assert data_report.splits_of(recipe_with_it)[0].host_crop is None
+
+
+def test_the_crop_of_several_views_is_the_devices_alone(recipe):
+    assert data_report.splits_of(cli.override(cli.load_recipe(str(recipe)), [], "it"))[0].host_crop is None
+
+
+def test_what_the_host_would_do_is_what_the_view_does(one_crop):
+    fields = cli.override(cli.load_recipe(str(one_crop)), [], "it")
+    place = data_report.splits_of(fields)[0].host_crop
+    assert (place.crop.size, place.crop.scale, place.crop.flip, place.num_operations) == (16, (0.08, 1.0), 0.5, 2)
+    image = np.full((1, 16, 16, 3), 255, np.uint8)
+    made = place.views(jax.random.key(0), {"image": image, "index": np.zeros(1, np.int32)})
+    np.testing.assert_allclose(made["image"], 2.0)  # normalized, and nothing else
+    bicubic = dict(fields["views"]["image"]["ops"][0], interpolation="bicubic")  # which the host does not have
+    fields["views"] = dict(image=dict(ops=(bicubic, *fields["views"]["image"]["ops"][1:])))
+    assert data_report.splits_of(fields)[0].host_crop is None
+
+
+def test_the_advice_says_what_to_write_where_the_host_is_better():
+    crop = data_report.Crop(size=224)
+    said = data_report._crop_advice({"device": 0.008, "host": 0.002}, "cpu", crop, 2)
+    assert "8 ms with its random crop on the device, 2 ms with it on the host (reading and views)" in said
+    assert "config.data.crop=dict(size=224, scale=(0.08, 1.0), ratio=(0.75, 1.333), flip=0.5)" in said
+    assert "first 2 operations" in said
+    assert "as good" in data_report._crop_advice({"device": 0.002, "host": 0.002}, "cpu", crop, 2)
+    assert "without what the tpu does" in data_report._crop_advice({"device": 0.003, "host": 0.002}, "tpu", crop, 1)
+
+
 def test_an_index_is_made_once(capsys, photos):
     first, second = _json(capsys, "data", "index", photos), _json(capsys, "data", "index", photos)
     assert [(row["split"], row["read now"], row["bad"]) for row in first] == [("train", 9, 1), ("val", 9, 0)]

@@ -544,6 +544,8 @@ def _data(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
                 wanted = f"{row['images_per_second']:,.0f} images/s, {row['cores']:.2g} cores"
                 print(f"  A step of {row['step_seconds']:g} s needs {wanted}: {row['verdict']}.")
             print(needs["said"])
+        if crop := made.facts["crop"]:
+            print(crop["said"])
     path = write_page(out, made.facts, made.pictures)
     print(f"Page: {path}", file=sys.stderr if "json" in flags else sys.stdout)
 

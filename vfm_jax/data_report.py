@@ -12,7 +12,9 @@ import numpy as np
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.tables import build
+from vfm_jax.core.types import Batch
 from vfm_jax.data.bad import REASONS
+from vfm_jax.data.crop import Crop
 from vfm_jax.data.index import Index, make_index
 from vfm_jax.data.pipeline import eval_batches, train_batches
 from vfm_jax.data.repeats import Repeats, find_repeats
@@ -28,6 +30,8 @@ _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "te
 _MAX_LISTED = 200  # bad records, and problems of a source, in the facts
 _RAW_TILES, _VIEW_EXAMPLES, _TEST_EXAMPLES, _PAIR_TILES = 48, 6, 2, 12
 _RATE_SECONDS, _RATE_IMAGES = 2.0, 256
+_VIEWED_IMAGES, _VIEWED_TIMES = 32, 3  # of which the views are timed, on a CPU
+_WORTH = 1.1  # times as fast: what is worth a change of the recipe
 _STEP_SECONDS = (0.1, 0.3, 1.0, 3.0)  # shown where nobody says how long a step takes
 
 
@@ -174,6 +178,7 @@ def report(
         "normalize": normalize_line(statistics_of(indexes[first])),
         "rate": rate,
         "needs": _needs(experiment.batch_size, rate, step_seconds, step_from) if experiment and rate else None,
+        "crop": _crop_place(experiment, source, indexes[first], rate) if experiment and rate else None,
         "views_note": views_note,
     }
     dtype = np.dtype(getattr(source, "image_dtype", np.uint8))
@@ -320,6 +325,72 @@ def _needs(
         f"The step time is from {step_from}." if step_seconds else "Say how long a step takes with --step-seconds=N."
     )
     return {"rows": rows, "batch_size": batch_size, "fastest_step_seconds": fastest, "said": said}
+
+
+def _crop_place(
+    experiment: Experiment, source: Source, index: Index, rate: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Seconds of one core that an image costs, with its random crop on the device and on the host.
+
+    On a CPU the views are counted, since host and device are the same cores. An accelerator makes them beside the
+    host, and only what the host does is. None for a recipe of which the host cannot make the crop, or does.
+    """
+    if experiment.host_crop is None:
+        return None
+    crop, num_operations, cropped, other_views = experiment.host_crop
+    cropped_rate = _rate(cropped, index)
+    assert cropped_rate is not None  # what can be put on a canvas can be cropped
+    seconds = {
+        "device": 1 / rate["images_per_core_second"],
+        "host": 1 / cropped_rate["images_per_core_second"],
+    }
+    backend = jax.default_backend()
+    if backend == "cpu":
+        rows = index.rows[index.good]
+        seconds["device"] += _view_seconds(experiment.views, source, rows, ("image", "size"))
+        seconds["host"] += _view_seconds(other_views, cropped, rows, ("image",))  # a crop fills its canvas
+    return {
+        "backend": backend,
+        "core_seconds_per_image": seconds,
+        "said": _crop_advice(seconds, backend, crop, num_operations),
+    }
+
+
+def _view_seconds(
+    views: Callable[[jax.Array, Batch], Batch], source: Source, rows: np.ndarray, fields: Sequence[str]
+) -> float:
+    """CPU seconds that the views of an image take on the device, which is a CPU."""
+    examples = [source[int(row)] for row in np.resize(rows, _VIEWED_IMAGES)]
+    batch = {name: np.stack([example[name] for example in examples]) for name in (*fields, "label", "index")}
+    batch |= {"epoch": np.zeros(_VIEWED_IMAGES, np.int32), "valid": np.ones(_VIEWED_IMAGES, np.bool_)}
+    compiled = jax.jit(views).lower(key := jax.random.key(0), batch).compile()
+    jax.block_until_ready(compiled(key, batch))
+    began = time.process_time()
+    for _ in range(_VIEWED_TIMES):
+        jax.block_until_ready(compiled(key, batch))
+    return (time.process_time() - began) / (_VIEWED_TIMES * _VIEWED_IMAGES)
+
+
+def _crop_advice(seconds: Mapping[str, float], backend: str, crop: Crop, num_operations: int) -> str:
+    """What was measured of the two places of a crop, and what to write where the host is the better one."""
+    device, host = 1e3 * seconds["device"], 1e3 * seconds["host"]
+    counted = "reading and views" if backend == "cpu" else f"reading, without what the {backend} does"
+    measured = (
+        f"An image costs a core {device:.3g} ms with its random crop on the device, {host:.3g} ms with it on the "
+        f"host ({counted})."
+    )
+    if device < _WORTH * host:
+        return f"{measured} The recipe's own place, the device, is as good."
+    taken = f"first {num_operations} operations" if num_operations > 1 else "first operation"
+    fields = f"size={crop.size}, scale={tuple(crop.scale)}, ratio={tuple(map(_short_number, crop.ratio))}"
+    return (
+        f"{measured} For the host write config.data.crop=dict({fields}, flip={crop.flip}) and take the {taken} out "
+        "of config.views. Crops have the same distribution, and other draws: decide before a run, not within it."
+    )
+
+
+def _short_number(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _label(source: Source, label: int) -> str:

@@ -7,20 +7,29 @@ function's keywords. Unknown fields are refused before anything is built.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vfm_jax.augment import VIEW_OPS
 from vfm_jax.augment.mix import mixup_cutmix
 from vfm_jax.augment.views import build_views, listed
 from vfm_jax.core.durations import UNITS, Clock, read_duration, read_durations
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
 from vfm_jax.core.memory import device_memory
-from vfm_jax.core.sharding import FSDP_RULES, Rules, check_batch_size, global_batch, make_mesh, replicated
+from vfm_jax.core.sharding import (
+    FSDP_RULES,
+    Rules,
+    batch_sharding,
+    check_batch_size,
+    global_batch,
+    make_mesh,
+    replicated,
+)
 from vfm_jax.core.tables import build, check_fields, keywords, lookup
 from vfm_jax.core.types import Batch
 from vfm_jax.data.cache import cached
@@ -32,7 +41,9 @@ from vfm_jax.data.resident import STORED, on_every_device, read_whole, stored_by
 from vfm_jax.data.sources import SOURCES, Source
 from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
-from vfm_jax.evaluators.interface import check_evaluator
+from vfm_jax.evaluators.feature_cache import FeatureCache, KeptFeatures
+from vfm_jax.evaluators.features import POOLS
+from vfm_jax.evaluators.interface import Cache, check_evaluator
 from vfm_jax.models import MODELS
 from vfm_jax.nn.resample import resample_positions
 from vfm_jax.objectives import OBJECTIVES
@@ -76,6 +87,8 @@ BASELINES = ("random_init", "raw_pixels")
 LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
 # Of `config.data` too: what is made of a source's images, and where they are held.
 HOLDING = {"crop": None, "cache": None, "resident": None}
+# Of `config.feature_cache`; without a path there is none.
+FEATURE_CACHE = {"path": None, "max_gigabytes": keywords(FeatureCache)["max_gigabytes"].default}
 RESIDENT_BYTES, RESIDENT_RATIO = 2**29, 0.1  # of a device's memory: what a data set may take of it unasked
 PROBED = "eval train"  # a name for the evaluators' own training data
 # Of a whole run: `train` reads them.
@@ -95,6 +108,22 @@ class Evaluation:
     every_steps: int
 
 
+class HostCrop(NamedTuple):
+    """What a recipe would be if the host made its random crop, in place of the step.
+
+    Attributes:
+        crop: for `config.data.crop`.
+        num_operations: the first ones of the view, which it takes the place of.
+        source: gives the crops.
+        views: the others.
+    """
+
+    crop: Crop
+    num_operations: int
+    source: Source
+    views: Callable[[jax.Array, Batch], Batch]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One stage of a recipe, built; `train` runs it.
@@ -105,8 +134,10 @@ class Experiment:
         eval_sources: "train" and "test", for evaluators; empty where the recipe has none.
         loader: what the data pipeline takes of `config.data`.
         views: device function from a host batch (uint8 canvas) to what the objective takes.
+        host_crop: what the host could do of the views' work; None where it cannot, or does.
         mixes: whether they blend the images of a batch with one another.
         eval_views: the same for evaluation, without randomness.
+        feature_cache: where features are kept for other evaluations of the same weights; None for nowhere.
         initialize: fresh (params, extra) -> the same with public weights in place, and an account; None without.
         fill_frozen: fresh extra -> the same with its frozen networks as their files have them, and an account; None
             where no network has a file.
@@ -123,8 +154,10 @@ class Experiment:
     eval_sources: Mapping[str, Source]
     loader: Mapping[str, Any]
     views: Callable[[jax.Array, Batch], Batch]
+    host_crop: HostCrop | None
     mixes: bool
     eval_views: Callable[[jax.Array, Batch], Batch] | None
+    feature_cache: FeatureCache | None
     initialize: Callable[[Any, Any], tuple[Any, Any, str]] | None
     fill_frozen: Callable[[Any], tuple[Any, str]] | None
     sample: Batch
@@ -176,14 +209,21 @@ class Experiment:
         )
         return prefetch(host, lambda batch: {**self._on_devices(batch, left_out), **stored})
 
-    def eval_batches(self, split: str, limit: int | None = None, ledger: Ledger | None = None) -> Iterator[Batch]:
-        """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples)."""
+    def eval_batches(
+        self,
+        split: str,
+        limit: int | None = None,
+        ledger: Ledger | None = None,
+        records: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples, or `records`)."""
         host = eval_batches(
             self.eval_sources[split],
             batch_size=self.eval_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             limit=limit,
+            records=records,
             max_bad_ratio=self.loader["max_bad_ratio"],
             ledger=ledger,
             part=f"eval {split}",
@@ -209,9 +249,46 @@ class Experiment:
         evaluators: Mapping[str, Evaluator],
         predict: Mapping[str, Callable[[Batch], Any]],
         batches: Mapping[str, Callable[[], Iterator[Batch]]],
+        cache: Cache | None = None,
     ) -> dict[str, float]:
         """Figures of the evaluators, as `evaluator/figure`."""
-        return evaluate(evaluators, predict, batches)
+        return evaluate(evaluators, predict, batches, cache)
+
+    def kept_features(
+        self,
+        variables: Variables,
+        predict: Mapping[str, Callable[[Variables, Batch], Any]],
+        views: Callable[[Batch], Batch],
+        ledger: Ledger,
+    ) -> Cache:
+        """For `run_evaluators`: the features of these weights that `feature_cache` has, and a place for the others.
+
+        Args:
+            variables: the weights.
+            predict: as the objective's, jitted.
+            views: host batch on the devices -> what the networks see.
+            ledger: where records that cannot be used are written down.
+        """
+        if (folder := self.feature_cache) is None:
+            return Cache()
+
+        def kept(pool: str, split: str) -> KeptFeatures:
+            def program(variables: Variables, batch: Batch) -> jax.Array:
+                bound = {
+                    name: lambda batch, function=function: function(variables, batch)
+                    for name, function in predict.items()
+                }
+                return POOLS[pool](bound, views(batch))
+
+            return folder.open(
+                program,
+                variables,
+                _abstract_batch(self.eval_sources[split], self.eval_batch_size, self.mesh),
+                self.eval_sources[split],
+                lambda records: map(views, self.eval_batches(split, ledger=ledger, records=records)),
+            )
+
+        return Cache(kept)
 
 
 def build_experiment(
@@ -236,6 +313,7 @@ def build_experiment(
     eval_views: Mapping[str, Any] = {},
     evals: Mapping[str, Any] = {},
     eval_batch_size: int = 256,
+    feature_cache: Mapping[str, Any] = {},
     baselines: Sequence[str] = (),
     dtype: str = "float32",
     mesh: Mapping[str, int] = {},
@@ -275,6 +353,8 @@ def build_experiment(
         eval_views: as `views`, for evaluation; without randomness.
         evals: name -> evaluator by name with its keywords, and `every_epochs` (or another unit) while training.
         eval_batch_size: examples per evaluation batch over all devices.
+        feature_cache: keeps the features that evaluators ask for, by the weights that made them: {"path": ...}, see
+            `evaluators.feature_cache.FeatureCache`; without a path it keeps none.
         baselines: what the result is compared with: "random_init", "raw_pixels".
         dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, softmax and losses are float32.
         mesh: {"data": -1, "fsdp": 1, "tensor": 1}; -1 is what is left of the devices.
@@ -359,6 +439,14 @@ def build_experiment(
         evaluations[name] = Evaluation(build(EVALUATORS, _evaluator_fields(name, spec), where), every)
         check_evaluator(evaluations[name].evaluator, name, built_objective.predict, eval_sources)
 
+    kept = _build_feature_cache(feature_cache)
+    if (
+        kept is not None
+        and test_views is not None
+        and any("features" in one.evaluator.needs for one in evaluations.values())
+    ):
+        _check_features_fit(kept, built_objective, abstract, test_views, eval_sources)
+
     check_fields(_checkpoint_fields, checkpoints, "config.checkpoints")
     return Experiment(
         title=title or f"{objective['name']} on {data['name']}",
@@ -369,8 +457,10 @@ def build_experiment(
         eval_sources=eval_sources,
         loader=loader,
         views=train_views,
+        host_crop=_host_crop(views, mix, source, holding, resident, seed=seed, stage=stage),
         mixes=bool(mix),
         eval_views=test_views,
+        feature_cache=kept,
         initialize=_initializer(start, networks) if start else None,
         fill_frozen=(lambda extra: frozen.fill_frozen(extra, files)) if frozen.has_files(files) else None,
         sample=sample,
@@ -645,6 +735,31 @@ def _build_tracker(spec: Mapping[str, Any]) -> Tracker | None:
     return track_profiles(**spec)
 
 
+def _build_feature_cache(spec: Mapping[str, Any]) -> FeatureCache | None:
+    if spec.get("path") is None:
+        return None
+    check_fields(FeatureCache, spec, "config.feature_cache")
+    return FeatureCache(**spec)
+
+
+def _check_features_fit(
+    cache: FeatureCache,
+    objective: Objective,
+    abstract: Variables,
+    views: Callable[[jax.Array, Batch], Batch],
+    sources: Mapping[str, Source],
+) -> None:
+    """Refuses a cache that could never hold the features of all splits, whatever the pooling."""
+
+    def predict(variables: Variables, key: jax.Array, sample: Batch) -> Any:
+        return objective.predict["features"](variables, views(key, sample))
+
+    for_one = _sample(sources["test"])
+    found = jax.eval_shape(predict, abstract, jax.random.key(0), for_one)
+    width = max(found.pooled.shape[-1], found.tokens.shape[-1])
+    cache.check_fits(sum(map(len, sources.values())), width)
+
+
 def _evaluator_fields(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     due = {f"every_{unit}" for unit in UNITS}
     return {"name": name} | {field: value for field, value in spec.items() if field not in due}
@@ -707,6 +822,46 @@ def _cropped(source: Any, holding: Mapping[str, Any], seed: int, stage: int) -> 
     return CroppedSource(source, Crop(**holding["crop"]), seed=seed, stage=stage)
 
 
+def _host_crop(
+    views: Mapping[str, Any],
+    mix: Mapping[str, Any],
+    source: Any,
+    holding: Mapping[str, Any],
+    resident: bool,
+    **of_run: int,
+) -> HostCrop | None:
+    """What `config.data.crop` could say, if the views are one that begins with a crop as the host makes it.
+
+    Which of the two makes the crop is the recipe's to say, and never the backend's: they draw other random numbers
+    and resize in other ways, and one recipe is the same run on every device. `vfm data` measures, and advises: on
+    CPUs the host is the better place (scripts/bench/README.md, "Host or device"); accelerators were not measured.
+    """
+    view = next(iter(views.values()))
+    if len(views) > 1 or not isinstance(view, Mapping) or view.get("num_views") is not None:
+        return None
+    if (
+        holding["crop"]
+        or holding["cache"]
+        or resident
+        or not hasattr(source, "read")
+        or getattr(source, "fields", {})
+    ):
+        return None
+    ops = [dict(op) for op in view["ops"]]
+    if (
+        not ops
+        or ops[0].pop("name") != "random_resized_crop"
+        or ops[0].pop("interpolation", "bilinear") != "bilinear"
+    ):
+        return None
+    flips = len(ops) > 1 and ops[1]["name"] == "flip"
+    flip = ops[1].get("probability", keywords(VIEW_OPS["flip"])["probability"].default) if flips else 0.0
+    taken = 1 + flips
+    rest = {field: {**spec, "ops": tuple(spec["ops"][taken:])} for field, spec in views.items()}
+    crop = Crop(**ops[0], flip=flip)
+    return HostCrop(crop, taken, CroppedSource(source, crop, **of_run), _build_views(rest, mix))
+
+
 def _is_resident(source: Source, holding: Mapping[str, Any], mesh: jax.sharding.Mesh) -> bool:
     """As the recipe says; by default where the images are in memory already, and small for the devices."""
     asked = holding["resident"]
@@ -740,6 +895,15 @@ def _sample(source: Source) -> Batch:
         rows |= {"text": rows["texts"][:, 0], "num_texts": np.ones(2, np.int32)}
     rows |= {"epoch": np.zeros(2, np.int32), "valid": np.ones(2, bool)}
     return {name: values for name, values in rows.items() if name not in _implied(source)}
+
+
+def _abstract_batch(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> Batch:
+    """Shapes, dtypes and layout of the batches of an evaluation source, on the devices."""
+    layout = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *rows.shape[1:]), rows.dtype, sharding=layout)
+        for name, rows in _sample(source).items()
+    }
 
 
 def _implied(source: Source) -> tuple[str, ...]:
@@ -798,6 +962,7 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for field, function in dict(mesh=make_mesh, checkpoints=_checkpoint_fields).items():
         defaults = {name: p.default for name, p in keywords(function).items() if name != "devices"}
         full[field] = defaults | dict(full[field] or {})
+    full["feature_cache"] = FEATURE_CACHE | dict(full["feature_cache"] or {})
     due = {f"every_{unit}": None for unit in UNITS}
     full = with_pretrained(with_init(full))
     full["networks"] = {role: _with_defaults(MODELS, spec) for role, spec in full.get("networks", {}).items()}

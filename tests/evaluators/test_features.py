@@ -7,6 +7,7 @@ import pytest
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.sharding import batch_sharding, make_mesh
 from vfm_jax.evaluators.features import POOLS, extract
+from vfm_jax.evaluators.interface import Cache
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(11, 3, 1, 5)).astype(np.float32)  # three tokens of width five
@@ -57,7 +58,7 @@ def test_an_unlabelled_image_stops_the_one_who_needs_labels_at_its_batch(toy):
     labels = LABELS.copy()
     labels[5] = -1
     predict, batches, calls = toy({"test": (IMAGES, labels)})
-    cache = {}
+    cache = Cache()
     with pytest.raises(UserError, match=r"knn needs labels; the 'test' split has none for record 5"):
         extract(predict, batches, "test", cache=cache, labels_for="knn")
     assert len(calls) <= 2

@@ -99,22 +99,29 @@ class TrainingOrder:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOrder:
-    """Every record once, in the order of the source; or `limit` of them, evenly spaced.
+    """Every record once, in the order of the source; or `limit` of them, evenly spaced; or those of `records`.
 
     Evenly spaced, because the first ones of a source sorted by class are all of one class.
     """
 
     num_examples: int
     limit: int | None = None
+    records: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
+        if self.records is not None:
+            return len(self.records)
         return self.num_examples if self.limit is None else min(self.limit, self.num_examples)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Index (int64), epoch (int32) and validity (bool); rows past the end are not valid, and have index 0."""
         position = np.arange(start, stop, dtype=np.int64)
         valid = position < len(self)
-        index = np.where(valid, position * self.num_examples // len(self), 0)
+        if self.records is None:
+            index = np.where(valid, position * self.num_examples // len(self), 0)
+        else:
+            index = np.zeros(len(position), np.int64)
+            index[valid] = self.records[start : start + int(valid.sum())]
         return index, np.zeros(len(index), np.int32), valid
 
     def choose(self, index: np.ndarray, epoch: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -186,6 +186,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
+    records: Sequence[int] | None = None,
     workers: int = 0,
     threads: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
@@ -201,6 +202,7 @@ def eval_batches(
 
     Args:
         limit: at most so many records, evenly spaced over the source.
+        records: these alone, by number, in this order.
         part: what the source is called in the ledger.
 
     Raises:
@@ -208,7 +210,7 @@ def eval_batches(
         TrainingError: as `train_batches`.
     """
     check_loader(workers=workers, threads=threads, max_bad_ratio=max_bad_ratio)
-    order = EvaluationOrder(len(source), limit)
+    order = EvaluationOrder(len(source), limit, None if records is None else tuple(records))
     reader = _reader(source, order, batch_size, process_index, process_count)
     ledger = Ledger() if ledger is None else ledger
     tally = Tally(source, ledger, part=part, stage=stage, max_bad_ratio=max_bad_ratio)

@@ -15,6 +15,7 @@ from vfm_jax.evaluators.interface import (
     Batches,
     Cache,
     Extracted,
+    Kept,
     Predict,
     check_labels,
     empty_split,
@@ -93,21 +94,28 @@ def extract(
         UserError: an unlabelled example, no example at all, or a pooling this encoder does not have.
         TrainingError: features that are not finite.
     """
-    cache = {} if cache is None else cache
+    cache = Cache() if cache is None else cache
     if (pool, split) not in cache:
-        cache[pool, split] = _run_encoder(predict, batches, split, pool, labels_for)
+        # Pixels are in the data set already, and larger than any feature.
+        kept = cache.kept(pool, split) if cache.kept is not None and pool != "pixels" else None
+        cache[pool, split] = _run_encoder(predict, batches, split, pool, labels_for, kept)
     found = cache[pool, split]
     if labels_for is not None:  # the rows may have been extracted by someone who needs no labels
         check_labels(found.labels, found.index, split, labels_for)
     return found
 
 
-def _run_encoder(predict: Predict, batches: Batches, split: str, pool: str, labels_for: str | None) -> Extracted:
-    made = ((POOLS[pool](predict, batch), *_rows(batch, split, labels_for)) for batch in batches[split]())
-    parts = [
-        Extracted(to_host(features)[valid], labels[valid], index[valid])
-        for features, valid, labels, index in one_behind(made)
-    ]
+def _run_encoder(
+    predict: Predict, batches: Batches, split: str, pool: str, labels_for: str | None, kept: Kept | None
+) -> Extracted:
+    """The features that are not kept, together with those that are."""
+    parts, unseen = ([], batches[split]()) if kept is None else ([kept.found], kept.missing())
+    made = ((POOLS[pool](predict, batch), *_rows(batch, split, labels_for)) for batch in unseen)
+    for features, valid, labels, index in one_behind(made):
+        part = Extracted(to_host(features)[valid], labels[valid], index[valid])
+        if kept is not None:
+            kept.keep(part)
+        parts.append(part)
     if not sum(len(part.index) for part in parts):
         raise empty_split(split)
     whole = Extracted(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -4,7 +4,7 @@ Evaluators know no config, data set or objective: they are handed what the netwo
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -31,9 +31,38 @@ class Extracted(NamedTuple):
 
 Predict = Mapping[str, Callable[[Batch], Any]]  # what the objective predicts, bound to its variables, jitted
 Batches = Mapping[str, Callable[[], Iterable[Batch]]]  # split -> a fresh pass: image, label, valid, index on devices
-Cache = dict[tuple[str, str], Extracted]  # (pool, split) -> features, for one set of weights
 Run = Callable[..., dict[str, float]]
 Item = TypeVar("Item")
+
+
+class Kept(Protocol):
+    """Features of one split and one pooling that outlive the process; `feature_cache.KeptFeatures`.
+
+    Attributes:
+        found: the rows that are there.
+    """
+
+    found: Extracted
+
+    def missing(self) -> Iterable[Batch]:
+        """Batches that hold all other records, and none of those."""
+        ...
+
+    def keep(self, rows: Extracted) -> None:
+        """Takes in features of `missing`."""
+        ...
+
+
+class Cache(dict[tuple[str, str], Extracted]):
+    """(pool, split) -> features, for one set of weights.
+
+    Attributes:
+        kept: (pool, split) -> where an encoder's features lie from before and are kept; None where nowhere.
+    """
+
+    def __init__(self, kept: Callable[[str, str], Kept] | None = None):
+        super().__init__()
+        self.kept = kept
 
 
 class Evaluator(NamedTuple):
@@ -75,17 +104,25 @@ def check_evaluator(evaluator: Evaluator, name: str, predictions: Iterable[str],
             )
 
 
-def evaluate(evaluators: Mapping[str, Evaluator], predict: Predict, batches: Batches) -> dict[str, float]:
+def evaluate(
+    evaluators: Mapping[str, Evaluator], predict: Predict, batches: Batches, cache: Cache | None = None
+) -> dict[str, float]:
     """Runs every evaluator on one set of weights; figures are named `evaluator/figure`.
 
     The encoder runs once per split and pooling, however many evaluators ask for it.
+
+    Args:
+        evaluators: by name.
+        predict: what the network predicts.
+        batches: passes over the splits.
+        cache: of these weights; a fresh one by default.
 
     Raises:
         UserError: an evaluator lacks a prediction, a split or labels.
     """
     for name, evaluator in evaluators.items():
         check_evaluator(evaluator, name, predict, batches)
-    cache: Cache = {}
+    cache = Cache() if cache is None else cache
     figures: dict[str, float] = {}
     for name, evaluator in evaluators.items():
         try:

@@ -380,7 +380,8 @@ def _speed(facts: Mapping[str, Any]) -> str:
         ]
         said = f"<p class=note>{markup.text(facts['needs']['said'])}</p>"
         table = markup.table(["A step takes", "Images/s needed", "Cores needed", "On this machine"], rows) + said
-    return f"<div class=cols><div>{measured}</div><div>{table}</div></div>"
+    place = f"<p class=note>{markup.text(facts['crop']['said'])}</p>" if facts["crop"] else ""
+    return f"<div class=cols><div>{measured}{place}</div><div>{table}</div></div>"
 
 
 def _read_as(facts: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ class Judge:
     def evaluate(self, variables: Variables, names: Iterable[str]) -> dict[str, float]:
         """Figures of the named evaluators, as `evaluator/figure`."""
         chosen = {name: self._experiment.evaluations[name].evaluator for name in names}
-        return self._experiment.run_evaluators(chosen, self._bind(variables), self._passes())
+        kept = self._kept(variables)
+        return self._experiment.run_evaluators(chosen, self._bind(variables), self._passes(), kept)
 
     def baselines(self, fresh: Callable[[], Variables]) -> dict[str, dict[str, float]]:
         """Figures of what the result is compared with.
@@ -41,8 +42,9 @@ class Judge:
         """
         figures = {}
         for name, evaluators in self._experiment.baselines.items():
-            predict = self._bind(fresh()) if name == "random_init" else {}
-            figures[name] = self._experiment.run_evaluators(evaluators, predict, self._passes())
+            variables = fresh() if name == "random_init" else None
+            predict, kept = ({}, None) if variables is None else (self._bind(variables), self._kept(variables))
+            figures[name] = self._experiment.run_evaluators(evaluators, predict, self._passes(), kept)
         return figures
 
     def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
@@ -65,6 +67,9 @@ class Judge:
             name: lambda batch, function=function: function(variables, batch)
             for name, function in self._predict.items()
         }
+
+    def _kept(self, variables: Variables) -> Any:
+        return self._experiment.kept_features(variables, self._predict, self._views, self._ledger)
 
     def _passes(self) -> Mapping[str, Callable[[], Iterator[Batch]]]:
         return {split: lambda split=split: self._pass(split) for split in self._experiment.eval_sources}
