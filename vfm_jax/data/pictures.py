@@ -6,7 +6,7 @@ A plain PNG is decoded by OpenCV, at a third of Pillow's time where it is small:
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,10 @@ from vfm_jax.data.header import Header, upright
 _BYTE, _TWO_BYTES = np.dtype(np.uint8), np.dtype(np.uint16)
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
+_PNG_SAMPLES = _PNG_CHANNELS | {3: 1}  # of a pixel as it is stored: a palette's colours lie elsewhere
+# First row and column of each pass of an interlaced PNG, and how many rows and columns apart the others lie.
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_UNPACKED_AT_ONCE = 2**20
 # What a plain PNG is made of. Others may turn the picture, move it, make it transparent, or unpack to any size.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sBIT", b"sRGB", b"tIME"}
 _GRAY, _COLOUR = 0, 2  # colour types
@@ -73,23 +77,49 @@ def decode_png(content: bytes, header: Header, name: str) -> Shaped[np.ndarray, 
     """All pixels, upright.
 
     Raises:
-        BadSample: cut off, or a checksum is wrong: Pillow compares those of the pixels' chunks with nothing.
+        BadSample: cut off, rows are missing, or a checksum is wrong: Pillow minds neither of the last two.
     """
-    view, is_plain = memoryview(content), header.own
+    view, is_plain, packed = memoryview(content), header.own, []
     for kind, first, end in _chunks(content, until=b"IEND"):
         is_plain &= kind in _PLAIN_CHUNKS
+        if kind == b"IDAT":
+            packed.append(view[first:end])
         if end + 4 > len(content):
             raise BadSample(name, "truncated", f"the PNG ends within its chunk {kind!r}")
         if zlib.crc32(view[first - 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             raise BadSample(name, "corrupt", f"the checksum of the PNG's chunk {kind!r} is wrong")
     if is_plain and (plain := _plain(content, header)) is not None:
         return plain
+    _check_rows(content, packed, name)
     with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
         pixels, orientation = _pixels(image, header, name)
     if header.dtype == _TWO_BYTES and pixels.dtype != _TWO_BYTES:
         # Of 16 bits in several channels Pillow gives the upper 8: it has seen that all is there, OpenCV reads them.
         pixels = _sixteen_bits(content, header)
     return upright(pixels, orientation)
+
+
+def _check_rows(content: bytes, packed: Sequence[memoryview], name: str) -> None:
+    """Whether the pixels' chunks unpack to all rows: where some are missing, Pillow leaves them black."""
+    width, height, bits, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    needed = 0
+    for first_row, first_column, row_step, column_step in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        rows, columns = -(-(height - first_row) // row_step), -(-(width - first_column) // column_step)
+        if rows > 0 and columns > 0:
+            needed += rows * (1 + (columns * bits * _PNG_SAMPLES[colours] + 7) // 8)  # a filter's number, and pixels
+    found, unpacker = 0, zlib.decompressobj()
+    try:
+        for chunk in packed:
+            rest: bytes | memoryview = chunk
+            while rest and found < needed:
+                found += len(unpacker.decompress(rest, _UNPACKED_AT_ONCE))
+                rest = unpacker.unconsumed_tail
+        while found < needed and (more := unpacker.decompress(b"", _UNPACKED_AT_ONCE)):
+            found += len(more)
+    except zlib.error as error:
+        raise BadSample(name, "corrupt", f"the PNG's pixels cannot be unpacked ({error})") from error
+    if found < needed:
+        raise BadSample(name, "truncated", f"the PNG's pixels take {needed} bytes, and {found} are there")
 
 
 def _plain(content: bytes, header: Header) -> UInt8[np.ndarray, "h w c"] | None:
