@@ -6,10 +6,10 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling takes far longer than running here, and in the commands that tests start: twelve tests of two objectives take
-# 161 s of one core as users compile, 44 s so. Fixture `compiled_as_by_users` is for what holds only there. Eight devices
-# that meet on two busy cores may wait long for the last of them, and XLA would end the process after 40 s. It also ends
-# at a flag that it does not know: after jaxlib 0.10 these were not tried, and the first is gone.
+# Compiling takes far longer than running here, and in the commands that tests start: twelve tests of two objectives
+# take 161 s of one core as users compile, 44 s so. Fixture `compiled_as_by_users` is for what holds only there. Eight
+# devices that meet on two busy cores may wait long for the last of them, and XLA would end the process after 40 s. It
+# also ends at a flag that it does not know: after jaxlib 0.10 these were not tried, and the first is gone.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = (
     "--xla_cpu_use_fusion_emitters=false "

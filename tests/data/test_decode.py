@@ -501,10 +501,42 @@ def test_a_png_with_more_chunks_has_the_same_pixels(picture, chunk):
     np.testing.assert_array_equal(decode(_plain_png(20, 30, packed, before=[(chunk.encode(), content)])), expected)
 
 
-def _plain_png(height, width, *data, before=()):
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "colours", "samples"), [(1, 0, 1), (4, 3, 1), (8, 3, 1), (8, 4, 2), (8, 6, 4), (16, 2, 3)]
+)
+def test_a_png_that_lacks_a_byte_of_its_last_row_is_refused(bits, colours, samples, interlaced):
+    """OpenCV's libpng, which refuses it too, is what the size is compared with."""
+    height, width = 11, 5
+    passes = [(range(height), range(width))]
+    if interlaced:
+        starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+        passes = [(range(top, height, down), range(left, width, right)) for top, left, down, right in starts]
+    rows = [len(columns) for some, columns in passes for _ in some if columns]
+    size = sum(1 + -(-columns * bits * samples // 8) for columns in rows)
+    palette = [(b"PLTE", bytes(3 * 2**bits))] if colours == 3 else []
+
+    def png(unpacked):
+        header = (bits, colours, 0, 0, interlaced)
+        return _plain_png(height, width, zlib.compress(bytes(unpacked)), before=palette, header=header)
+
+    assert cv2.imdecode(np.frombuffer(png(size), np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    assert cv2.imdecode(np.frombuffer(png(size - 1), np.uint8), cv2.IMREAD_UNCHANGED) is None
+    assert decode(png(size)).shape == (height, width, 3)
+    for missing in (1, size // 2, size):
+        with pytest.raises(BadSample) as error:
+            decode(png(size - missing))
+        assert error.value.reason == "truncated"
+
+
+def _plain_png(height, width, *data, before=(), header=(8, 2, 0, 0, 0)):
     """RGB of 8 bits: its compressed rows in chunks of their own, after other chunks (kind, content)."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), *before, *((b"IDAT", part) for part in data), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, *header)),
+        *before,
+        *((b"IDAT", part) for part in data),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
