@@ -195,7 +195,7 @@ def _in_percent(value: object, full: dict) -> object:
         found = re.fullmatch(r"(?!total|log)(\w+)_(epochs|examples|steps)", field)
         if found and isinstance(inner, int | float):
             made[f"{found[1]}_percent"] = 100 * inner / _total(full, found[2])
-        elif (found and isinstance(inner, tuple)) or (found and isinstance(inner, tuple)):
+        elif found and isinstance(inner, tuple):
             made[f"{found[1]}_percent"] = tuple(100 * one / _total(full, found[2]) for one in inner)
         elif not re.fullmatch(r"total_(epochs|examples|steps)", field):
             made[field] = _in_percent(inner, full)
