@@ -59,7 +59,10 @@ class _Mistake(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives the exit code: 0 done, 1 failed while running, 2 the user's to mend."""
+    """Runs one command and gives the exit code: 0 done, 1 failed while running, 2 the user's to mend.
+
+    A run that Ctrl-C stopped has saved, and is done; 130 is for Ctrl-C anywhere else, and for a second one.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)

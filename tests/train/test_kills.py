@@ -1,4 +1,4 @@
-"""Runs killed with -9 again and again, at random moments: each ends as the one never stopped.
+"""Runs killed with -9 again and again, at random moments, or stopped by Ctrl-C: each ends as the one never stopped.
 
 A server that has imported everything forks a run in no time, so that a start, some steps and a kill take a second or
 two of a processor. Workers start as they always do, from nothing.
@@ -25,11 +25,11 @@ STEPS, BATCH, IMAGES, DAMAGED = 60, 16, 40, (3, 17, 28)
 
 # Reads jobs, a line of JSON each; forks a run for it, prints its process and then how it ended.
 SERVER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 
 if __name__ == "__main__":
     import grain, orbax.checkpoint
-    from vfm_jax.train.loop import train
+    from vfm_jax import cli
     from vfm_jax.train.record import Watch
 
     stepped = Watch.stepped
@@ -43,15 +43,15 @@ if __name__ == "__main__":
         job = json.loads(line)
         child = os.fork()
         if child == 0:
+            os.setpgid(0, 0)  # a terminal's Ctrl-C goes to a whole group
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             output = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1), os.dup2(output, 2)
+            code = 70
             try:
-                train(job["recipe"], job["workdir"])
-                os._exit(0)
-            except BaseException:
-                import traceback
-                traceback.print_exc()
-                os._exit(1)
+                code = cli.main(["train", "--config=" + job["config"], "--workdir=" + job["workdir"]])
+            finally:
+                os._exit(code)
         print("begun", child, flush=True)
         print("ended", os.waitpid(child, 0)[1], flush=True)
 """
@@ -95,7 +95,11 @@ class Server:
             ema=dict(momentum=0.9),
             checkpoints=dict(every_steps=4),
         )
-        job = dict(recipe=recipe, workdir=str(workdir), log=str(workdir) + ".log")
+        config = self.folder / f"with_{workers}_workers.py"
+        config.write_text(
+            f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({recipe})\n"
+        )
+        job = dict(config=str(config), workdir=str(workdir), log=str(workdir) + ".log")
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return self._told("begun")
@@ -223,6 +227,40 @@ def _kill(server, unbroken, workers, kills, seed):
             resumed += 1
         assert _outcome(workdir) == _outcome(reference)
         run += 1
+
+
+def _in_group(group):
+    """Processes of a group, those that only wait to be buried left out."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if entry.name.isdigit() and os.getpgid(int(entry.name)) == group and _parent_of(entry) is not None:
+                found.append((entry / "cmdline").read_text())
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_in_an_epoch_saves_and_leaves_no_process(server, unbroken, workers):
+    workdir = server.folder / f"stopped_{workers}"
+    log = pathlib.Path(f"{workdir}.log")
+    process = server.start(workdir, workers)
+    assert _wait_until(lambda: _steps(workdir) >= 5 or "Traceback" in log.read_text(), 300), log.read_text()
+    assert len(_in_group(process)) > workers
+    os.killpg(process, signal.SIGINT)
+    # Not how long it takes on a busy machine: a step, a save, the end of the workers; only that it does not hang.
+    assert _wait_until(lambda: _parent_of(pathlib.Path(f"/proc/{process}")) is None, 120), log.read_text()
+    assert server.wait() == 0, log.read_text()
+    assert _wait_until(lambda: not _in_group(process), 20), _in_group(process)
+    told = log.read_text()
+    assert "Ctrl-C: saving after this step" in told
+    assert "Traceback" not in told and "KeyboardInterrupt" not in told
+    stopped = json.loads((workdir / "summary.json").read_text())
+    assert (stopped["finished"], stopped["stopped_by"]) == (False, "Ctrl-C")
+    assert 5 <= stopped["steps"] < STEPS
+    server.start(workdir, workers)
+    assert server.wait() == 0, log.read_text()
+    assert f"Resuming stage train at step {stopped['steps']}." in log.read_text()
+    assert _outcome(workdir) == _outcome(unbroken[0])
 
 
 def test_a_run_sees_its_bad_records(unbroken):
