@@ -858,7 +858,7 @@ def _host_crop(
     flip = ops[1].get("probability", keywords(VIEW_OPS["flip"])["probability"].default) if flips else 0.0
     taken = 1 + flips
     rest = {field: {**spec, "ops": tuple(spec["ops"][taken:])} for field, spec in views.items()}
-    crop = Crop(**ops[0], flip=flip)
+    crop = Crop(**ops[0], flip=float(flip))
     return HostCrop(crop, taken, CroppedSource(source, crop, **of_run), _build_views(rest, mix))
 
 

@@ -266,7 +266,8 @@ CHILD = """
     import os, pathlib, signal, sys
 
     sys.path[:0] = [sys.argv[1], str(pathlib.Path(sys.argv[1]) / "tests")]
-    import conftest  # the devices and settings of the tests
+    import jax
+    jax.config.update("jax_default_matmul_precision", "highest")  # as the tests; the rest is in the environment
     from evaluators.test_feature_cache import Evaluation, recipe
 
     run = Evaluation(recipe(sys.argv[2], sys.argv[3]))
