@@ -7,7 +7,8 @@
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
-thousands) and ViT of width 64 (in place of ResNets and VGG), but for the methods that are made for another encoder.
+thousands) and ViT of width 64 (with patches of 8 pixels in place of ResNets and VGG), but for the methods that are made
+for another encoder.
 Distillation has the supervised run as its teacher, trained and exported before.
 An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
 as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
@@ -34,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 COLOUR = ("color_jitter", "grayscale", "solarize", "three_augment")
 CIFAR10 = dict(name="normalize", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 SMALL = dict(width=64, depth=3, heads=2, mlp_dim=128)
-VIT = dict(name="vit", variant="mu/4", positions="sincos2d", pooling="class")
+VIT = dict(name="vit", variant="mu/8", positions="sincos2d", pooling="class")
 REGRESSING = ("ijepa", "data2vec2")  # the average network's features
 MAIN = ("mae", "simclr", "byol", "dino", "barlow_twins", "vicreg")  # at three seeds
 _LOCK = threading.Lock()
