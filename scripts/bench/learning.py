@@ -7,7 +7,9 @@
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
-thousands) and ViT of width 64 (in place of ResNets and VGG), but for the methods that are made for another encoder.
+thousands) and ViT of width 64 (with patches of 8 pixels in place of ResNets and VGG), but for the methods that are made
+for another encoder.
+Distillation has the supervised run as its teacher, trained and exported before.
 An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
 as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
 random weights at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of
@@ -33,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 COLOUR = ("color_jitter", "grayscale", "solarize", "three_augment")
 CIFAR10 = dict(name="normalize", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 SMALL = dict(width=64, depth=3, heads=2, mlp_dim=128)
-VIT = dict(name="vit", variant="mu/4", positions="sincos2d", pooling="class")
+VIT = dict(name="vit", variant="mu/8", positions="sincos2d", pooling="class")
 REGRESSING = ("ijepa", "data2vec2")  # the average network's features
 MAIN = ("mae", "simclr", "byol", "dino", "barlow_twins", "vicreg")  # at three seeds
 _LOCK = threading.Lock()
@@ -95,7 +97,7 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
         seed=seed, total_steps=steps, log_every_steps=50, data=data | dict(batch_size=batch),
         views=_same_images(recipe["views"], normalize, colour),
         eval_data=dict(test=dict(split="test")), eval_views=dict(image=dict(ops=(whole, normalize))),
-        evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init", "raw_pixels"),
+        evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init",),
     )  # fmt: skip
     if recipe["networks"]["encoder"]["name"] in ("resnet", "bit", "vgg"):
         recipe["networks"]["encoder"] = VIT
@@ -125,9 +127,9 @@ def _remembering(momentum: Any, steps: float) -> Any:
     return min(momentum, 1 - 1 / steps)
 
 
-def train_apart(recipe: dict[str, Any]) -> dict[str, Any]:
+def train_apart(recipe: dict[str, Any], teacher: dict[str, Any] | None) -> dict[str, Any]:
     """Evaluations of a run in a process of its own, which gives its memory back, and whose failure is one row."""
-    command = [sys.executable, __file__, "--recipe", json.dumps(recipe)]
+    command = [sys.executable, __file__, "--run", json.dumps([recipe, teacher])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
     if not lines:
@@ -135,15 +137,21 @@ def train_apart(recipe: dict[str, Any]) -> dict[str, Any]:
     return json.loads(lines[-1][1:])
 
 
-def _train(recipe: dict[str, Any]) -> None:
+def _train(recipe: dict[str, Any], teacher: dict[str, Any] | None) -> None:
     from vfm_jax.core.memory import keep_freed_memory
     from vfm_jax.experiment import complete
+    from vfm_jax.export.weights import export_weights
 
     keep_freed_memory()
     from vfm_jax.train.loop import train
 
-    with tempfile.TemporaryDirectory() as workdir:
-        print("@" + json.dumps(train(complete(recipe), workdir)["evaluations"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        if teacher:
+            train(complete(teacher), f"{scratch}/teacher")
+            export_weights(f"{scratch}/teacher", "vfm", f"{scratch}/weights")
+            frozen = dict(name="pretrained", weights=f"{scratch}/weights")
+            recipe["networks"] |= dict(teacher=frozen, teacher_head=frozen | dict(part="head"))
+        print("@" + json.dumps(train(complete(recipe), f"{scratch}/run")["evaluations"]))
 
 
 def _percent(values: list[float]) -> str:
@@ -158,10 +166,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared")
-    parser.add_argument("--recipe", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.recipe:
-        _train(_tuples(json.loads(options.recipe)))
+    if options.run:
+        _train(*_tuples(json.loads(options.run)))
         return
     known = recipes()
     cores = sorted(os.sched_getaffinity(0))
@@ -170,16 +178,21 @@ def main() -> None:
         concurrent.futures.ThreadPoolExecutor(len(cores), initializer=lambda: _keep_to(cores)) as pool,
     ):
         data = images(options.shared, pathlib.Path(scratch))
+
+        def recipe(method: str, seed: int) -> dict[str, Any]:
+            return recipe_of(known[method], data, options.steps, options.batch, seed)
+
+        def start(method: str, seed: int) -> concurrent.futures.Future[dict[str, Any]]:
+            teacher = recipe("supervised", seed) if method == "distillation" else None
+            return pool.submit(train_apart, recipe(method, seed), teacher)
+
+        raw = pool.submit(train_apart, recipe("supervised", 0) | dict(total_steps=1, baselines=("raw_pixels",)), None)
         runs = {
-            method: [
-                pool.submit(train_apart, recipe_of(known[method], data, options.steps, options.batch, seed))
-                for seed in options.seeds or (range(3) if method in MAIN else range(1))
-            ]
+            method: [start(method, seed) for seed in options.seeds or (range(3) if method in MAIN else range(1))]
             for method in options.methods or known
         }
         print(f"| {options.steps} steps of {options.batch} | k-NN | random | linear probe | random |")
         print("|---|---|---|---|---|", flush=True)
-        pixels = {}
         for method, seeds in runs.items():
             try:
                 found = [run.result() for run in seeds]
@@ -192,8 +205,8 @@ def main() -> None:
                 for subject in ("pretrained", "random_init")
             ]
             print(f"| {method} | {' | '.join(cells)} |", flush=True)
-            pixels = found[0]["raw_pixels"]
-        cells = [f"{100 * pixels[f'{probe}/accuracy']:.1f}" for probe in ("knn", "linear_probe") if pixels]
+        pixels = raw.result()["raw_pixels"]
+        cells = [f"{100 * pixels[f'{probe}/accuracy']:.1f}" for probe in ("knn", "linear_probe")]
         print(f"| raw pixels | {' | | '.join(cells)} | |")
 
 
