@@ -3,11 +3,13 @@
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_notebook_trains_shows_measures_and_resumes(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "colab" / "quick_start.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are stripped before a commit"
