@@ -7,9 +7,10 @@
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
-thousands) and ViT of width 64 (with patches of 8 pixels in place of ResNets and VGG), but for the methods that are made
-for another encoder.
-Distillation has the supervised run as its teacher, trained and exported before.
+thousands) and a ViT of width 64, with patches of 8 pixels where the method is written for ResNets or VGG, but for the
+methods that are made for another encoder. Distillation has the supervised run as its teacher, trained and exported
+before.
+
 An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
 as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
 random weights at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of
