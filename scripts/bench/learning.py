@@ -7,9 +7,9 @@
 Images: 10,000 of CIFAR-10 (2,500 held out) where that pack is, else the 4,000 embedded digits (1,000 held out), then
 without the changes of colour. A method is its recipe's `tiny` variant: its own networks, views, masks, losses and
 schedules at toy size. All have the same batch, steps, AdamW (the authors' LARS rates are made for batches of
-thousands) and a ViT of width 64, with patches of 8 pixels where the method is written for ResNets or VGG, but for the
-methods that are made for another encoder. Distillation has the supervised run as its teacher, trained and exported
-before.
+thousands) and a ViT of width 64, with patches of 8 pixels where the method is written for ResNets or VGG (of 4 where
+crops are of several sizes), but for the methods that are made for another encoder. Distillation has the supervised
+run as its teacher, trained and exported before.
 
 An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
 as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 COLOUR = ("color_jitter", "grayscale", "solarize", "three_augment")
 CIFAR10 = dict(name="normalize", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 SMALL = dict(width=64, depth=3, heads=2, mlp_dim=128)
-VIT = dict(name="vit", variant="mu/8", positions="sincos2d", pooling="class")
+VIT = dict(name="vit", positions="sincos2d", pooling="class")
 REGRESSING = ("ijepa", "data2vec2")  # the average network's features
 MAIN = ("mae", "simclr", "byol", "dino", "barlow_twins", "vicreg")  # at three seeds
 _LOCK = threading.Lock()
@@ -92,7 +92,7 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     normalize = CIFAR10 if colour else DIGITS
     if recipe["networks"]["encoder"]["name"] == "vgg":  # one that halves its map five times gets larger crops
         recipe["views"]["image"]["ops"][0]["size"] = 32
-    size = _first_size(recipe["views"])  # an encoder is asked about images as large as those that it was trained on
+    size = _sizes(recipe["views"])[0]  # an encoder is asked about images as large as those that it was trained on
     whole = dict(name="center_crop", size=size, resize_shorter=size, interpolation="bicubic")
     recipe |= dict(
         seed=seed, total_steps=steps, log_every_steps=50, data=data | dict(batch_size=batch),
@@ -101,7 +101,8 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
         evals=dict(knn=dict(num_neighbors=20), linear_probe=dict()), baselines=("random_init",),
     )  # fmt: skip
     if recipe["networks"]["encoder"]["name"] in ("resnet", "bit", "vgg"):
-        recipe["networks"]["encoder"] = VIT
+        patch = 4 if any(size % 8 for size in _sizes(recipe["views"])) else 8  # local crops are of other sizes
+        recipe["networks"]["encoder"] = VIT | dict(variant=f"mu/{patch}")
     if recipe["networks"]["encoder"]["name"] == "vit":
         recipe["networks"]["encoder"] |= SMALL
     recipe["objective"] |= {
@@ -115,10 +116,10 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
     return recipe
 
 
-def _first_size(views: dict[str, Any]) -> int:
+def _sizes(views: dict[str, Any]) -> list[int]:
     from vfm_jax.experiment import listed
 
-    return next(op["size"] for part in listed(views) for op in part["ops"] if "size" in op)
+    return [op["size"] for part in listed(views) for op in part["ops"] if "size" in op]
 
 
 def _remembering(momentum: Any, steps: float) -> Any:
