@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -12,7 +11,7 @@ from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import Picture, Reading
 from vfm_jax.data.sources.files import Paths, Shards
 from vfm_jax.data.sources.records import ImageFiles, has_size
-from vfm_jax.data.sources.segmentation import VOID
+from vfm_jax.data.sources.segmentation import VOID, fit_label_map
 
 _MAX_POINTS = 2**16  # of an outline
 
@@ -163,11 +162,7 @@ class RegionSource(ImageFiles):
         if not has_size(example["size"], size, self._reading.canvas):
             shown = f"its annotation says {size[1]} x {size[0]} pixels, which the picture has not"
             raise BadSample(self.name(index), "corrupt", shown)
-        height, width = map(int, example["size"])
-        label_map = np.full(self._reading.canvas, VOID, np.uint8)
-        label_map[:height, :width] = cv2.resize(
-            drawn(self._regions[index], size), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-        )
+        label_map = fit_label_map(drawn(self._regions[index], size), example["size"], self._reading.canvas)
         return example | {"label_map": label_map}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from vfm_jax.core.errors import UserError
@@ -55,22 +56,30 @@ class SegmentationSource(ImageFiles):
         example = super().read(index, picture)
         name = self._files.describe(self._maps[index])
         found = _read_map(self._files.read(self._maps[index]), name, self._reading.max_pixels)
-        height, width = map(int, example["size"])
         if not has_size(example["size"], (found.shape[0], found.shape[1]), self._reading.canvas):
             shown = f"{found.shape[1]} x {found.shape[0]} pixels do not fit those of {self.name(index)}"
             raise BadSample(name, "corrupt", shown)
-        if found.shape != (height, width):
-            found = cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        label_map = fit_label_map(found, example["size"], self._reading.canvas)
         if len(self._ignore):
-            found = np.where(np.isin(found, self._ignore), np.uint8(VOID), found)
+            label_map = np.where(np.isin(label_map, self._ignore), np.uint8(VOID), label_map)
         if self.target_names is not None:
-            classes = found[found != VOID]
+            classes = label_map[label_map != VOID]
             if classes.size and classes.max() >= len(self.target_names):
                 shown = f"class {classes.max()}; expected ids below {len(self.target_names)}, or {VOID}"
                 raise BadSample(name, "corrupt", shown)
-        label_map = np.full(self._reading.canvas, VOID, np.uint8)
-        label_map[:height, :width] = found
         return example | {"label_map": label_map}
+
+
+def fit_label_map(
+    classes: UInt8[np.ndarray, "h w"], size: Int32[np.ndarray, "2"], canvas: tuple[int, int]
+) -> UInt8[np.ndarray, "H W"]:
+    """The classes of an image's pixels, taken from the nearest, on a canvas of which it fills a height and width."""
+    height, width = map(int, size)
+    if classes.shape != (height, width):
+        classes = cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    label_map = np.full(canvas, VOID, np.uint8)
+    label_map[:height, :width] = classes
+    return label_map
 
 
 def _read_map(content: bytes, name: str, max_pixels: int) -> np.ndarray:
