@@ -42,8 +42,10 @@ class Judge:
         """
         figures = {}
         for name, evaluators in self._experiment.baselines.items():
-            variables = fresh() if name == "random_init" else None
-            predict, kept = ({}, None) if variables is None else (self._bind(variables), self._kept(variables))
+            predict, kept = {}, None
+            if name == "random_init":
+                variables = fresh()
+                predict, kept = self._bind(variables), self._kept(variables)
             figures[name] = self._experiment.run_evaluators(evaluators, predict, self._passes(), kept)
         return figures
 
