@@ -57,6 +57,20 @@ def compiled_as_by_users():
 
 
 @pytest.fixture(scope="session")
+def tiny_supervised():
+    """Of a recipe: the smallest networks that learn two classes, and how. The test adds data, views and a length."""
+    return dict(
+        networks=dict(
+            encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
+            head=dict(name="linear_head", num_classes=2),
+        ),
+        objective=dict(name="supervised"),
+        optimizer=dict(name="adamw"),
+        schedule=dict(name="constant", base=1e-2),
+    )
+
+
+@pytest.fixture(scope="session")
 def shared():
     """The folder of real images and reference numbers beside the repository; the test is skipped without it."""
     if not SHARED.is_dir():

@@ -10,7 +10,7 @@ from vfm_jax.experiment import PROBED, from_recipe, source_specs
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, tiny_supervised):
     """(data, eval_data) -> a recipe with an evaluator; there are photos/{train,val}/{a,b} and others.npz."""
     noise = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 2)):
@@ -23,19 +23,12 @@ def recipe(tmp_path):
 
     def make(eval_data, **data):
         folder = dict(name="folder", path=str(tmp_path / "photos"), split="train", channels=1, canvas_size=16)
-        return dict(
+        return tiny_supervised | dict(
             total_steps=2,
             data=folder | dict(batch_size=8) | data,
             eval_data=eval_data,
             views=dict(image=dict(ops=(dict(name="normalize", mean=0.5, std=0.25),))),
             eval_views=dict(image=dict(ops=(dict(name="normalize", mean=0.5, std=0.25),))),
-            networks=dict(
-                encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
-                head=dict(name="linear_head", num_classes=2),
-            ),
-            objective=dict(name="supervised"),
-            optimizer=dict(name="adamw"),
-            schedule=dict(name="constant", base=1e-2),
             evals=dict(knn=dict(name="knn")),
             eval_batch_size=8,
         )

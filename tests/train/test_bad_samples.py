@@ -32,20 +32,14 @@ class Damaged:
 
 
 @pytest.fixture
-def recipe(monkeypatch):
+def recipe(monkeypatch, tiny_supervised):
     monkeypatch.setitem(SOURCES, "damaged", Damaged)
     normalize = dict(image=dict(ops=(dict(name="normalize", mean=0.5, std=0.25),)))
-    return dict(
+    return tiny_supervised | dict(
         total_steps=6,
         log_every_steps=1,
         data=dict(name="damaged", batch_size=8, max_bad_ratio=0.1),
         views=normalize,
-        networks=dict(
-            encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
-            head=dict(name="linear_head", num_classes=2),
-        ),
-        objective=dict(name="supervised"),
-        optimizer=dict(name="adamw"),
         schedule=dict(name="constant", base=1e-3),
         eval_views=normalize,
         evals=dict(classification=dict()),

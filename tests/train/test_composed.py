@@ -15,7 +15,7 @@ STEPS, BATCH = 9, 16
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, tiny_supervised):
     """Two folders of other sizes and numbers, the smaller one weighted up and balanced over its classes."""
     noise = np.random.default_rng(0)
     for part, side, counts in (("large", 16, (20, 16)), ("small", 12, (2, 6))):
@@ -29,18 +29,11 @@ def recipe(tmp_path):
         for part, side in (("large", 16), ("small", 12))
     )
     members = (large | dict(weight=0.75), dict(name="balanced", source=small, weight=0.25))
-    return dict(
+    return tiny_supervised | dict(
         total_steps=STEPS,
         log_every_steps=1,
         data=dict(name="mixture", members=members, batch_size=BATCH, threads=2),
         views=dict(image=dict(ops=(dict(name="flip"), dict(name="normalize", mean=0.5, std=0.25)))),
-        networks=dict(
-            encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
-            head=dict(name="linear_head", num_classes=2),
-        ),
-        objective=dict(name="supervised"),
-        optimizer=dict(name="adamw"),
-        schedule=dict(name="constant", base=1e-2),
         checkpoints=dict(every_steps=100),
     )
 

@@ -60,8 +60,8 @@ if __name__ == "__main__":
 class Server:
     """Forks runs, one at a time."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, learning):
+        self.folder, self.learning = folder, learning
         script = folder / "server.py"
         script.write_text(SERVER, encoding="utf-8")
         env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
@@ -80,18 +80,11 @@ class Server:
         data = dict(
             name="folder", path=str(self.folder / "images"), canvas_size=16, batch_size=BATCH, workers=workers
         )
-        recipe = dict(
+        recipe = self.learning | dict(
             total_steps=STEPS,
             log_every_steps=1,
             data=data | dict(threads=2, max_bad_ratio=0.2),
             views=dict(image=dict(ops=(dict(name="flip"), dict(name="normalize", mean=0.5, std=0.25)))),
-            networks=dict(
-                encoder=dict(name="vit", variant="mu/8", width=16, mlp_dim=24, depth=1, pooling="mean"),
-                head=dict(name="linear_head", num_classes=2),
-            ),
-            objective=dict(name="supervised"),
-            optimizer=dict(name="adamw"),
-            schedule=dict(name="constant", base=1e-2),
             ema=dict(momentum=0.9),
             checkpoints=dict(every_steps=4),
         )
@@ -115,7 +108,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, tiny_supervised):
     folder = tmp_path_factory.mktemp("kills")
     noise = np.random.default_rng(0)
     for i in range(IMAGES):
@@ -124,7 +117,7 @@ def server(tmp_path_factory):
         Image.fromarray(noise.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
         if i in DAMAGED:
             file.write_bytes(file.read_bytes()[: 60 if i % 2 else 300])
-    server = Server(folder)
+    server = Server(folder, tiny_supervised)
     with server.process:
         yield server
         server.process.stdin.close()
