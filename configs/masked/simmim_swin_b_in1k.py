@@ -27,7 +27,9 @@ NO_DECAY = dict(match=r"(bias|scale|relative_positions/table|mask_token)$", weig
 def get_config(stage: str = "800") -> ml_collections.ConfigDict:
     """The recipe; stage is "800" or "100" (epochs of pretraining), "finetune", "l", "l_finetune" or "tiny"."""
     if stage == "tiny":
-        return tiny(get_config(), image_size=64)
+        c = tiny(get_config(), image_size=64)
+        c.objective.mask_patch_size = 8  # an eighth of the image: 32 would be half of it
+        return c
     size = "L" if stage.startswith("l") else "B"
     if stage in ("finetune", "l_finetune"):
         return _finetune(size)

@@ -33,12 +33,26 @@ def test_products_over_windows_are_the_convolution(side, stride, groups):
     np.testing.assert_allclose(convolve(x, kernel, stride, pads, groups=groups), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("side", "pads"), [(7, ((3, 3), (3, 3))), (3, ((0, 2), (1, 0)))])
-def test_the_depthwise_form_of_the_cpu_has_the_values_and_gradients_of_the_other(side, pads):
-    x, kernel = _arrays(side, 5, 5, groups=5)
+@pytest.mark.parametrize(
+    ("side", "outputs", "pads", "stride", "dilation", "groups"),
+    [
+        (7, 6, ((3, 3), (3, 3)), 1, 1, 6),  # depthwise
+        (3, 6, ((0, 2), (1, 0)), 1, 1, 6),
+        (3, 6, ((1, 1), (1, 1)), 2, 1, 6),
+        (3, 4, ((1, 1), (0, 2)), 1, 1, 2),  # grouped
+        (3, 12, ((1, 1), (1, 1)), 2, 1, 3),
+        (3, 6, ((2, 2), (2, 2)), 1, 2, 2),
+        (1, 6, ((0, 0), (0, 0)), 2, 1, 3),
+        (4, 12, ((0, 0), (0, 0)), 4, 1, 6),
+    ],
+)
+def test_the_grouped_forms_of_the_cpu_have_the_values_and_gradients_of_the_other(
+    side, outputs, pads, stride, dilation, groups
+):
+    x, kernel = _arrays(side, 6, outputs, groups=groups)
 
     def run(x, kernel):
-        y = convolve(x, kernel, 1, pads, groups=5)
+        y = convolve(x, kernel, stride, pads, dilation, groups)
         return jnp.sum(jnp.sin(y)), y
 
     (_, y), gradients = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(x, kernel)

