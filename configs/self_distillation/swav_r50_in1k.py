@@ -24,7 +24,9 @@ NORMALIZE = dict(name="normalize", mean=(0.485, 0.456, 0.406), std=(0.228, 0.224
 def get_config(variant: str = "800") -> ml_collections.ConfigDict:
     """The recipe; variant is "800" or "400" (epochs), "2x224", "bs256", "linear_probe" or "tiny"."""
     if variant == "tiny":
-        return tiny(get_config())
+        c = tiny(get_config())
+        c.objective.epsilon = 0.02  # sharper: batches of 64 stay evenly assigned otherwise, and the loss at ln 64
+        return c
     return _linear_probe() if variant == "linear_probe" else _pretrain(variant)
 
 
