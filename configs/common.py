@@ -8,6 +8,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TINY_BATCH, TINY_STEPS, TINY_VIEWS = 64, 60, 4
+# Blocks that begin as good as switched off, or are often left out, are for networks of many and runs of many steps.
+TINY_FIELDS = dict(layer_scale=0.1, drop_path=0.1)
 TINY_NETWORKS = {
     "bit": dict(depths=(1, 1, 1, 1), widths=(32, 32, 48, 64), stem_width=16, groups=8),
     "conv_decoder": dict(width=48, depth=2, groups=4),
@@ -16,7 +18,7 @@ TINY_NETWORKS = {
     "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32),
     "jepa_predictor": dict(width=48, depth=2, heads=2),
     "masked_decoder": dict(width=48, depth=1, heads=2),
-    "projection_head": dict(hidden_dim=128, out_dim=64),
+    "projection_head": dict(hidden_dim=512, out_dim=128),
     "prototypes": dict(num_prototypes=64),
     "resnet": dict(variant="18", width=16),
     "swin": dict(variant="T", width=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=4),
@@ -168,9 +170,10 @@ def _shrunk(fields: dict, scale: float) -> dict:
 def _small(network: dict | None) -> dict | None:
     if network is None:
         return None
-    changes = TINY_NETWORKS.get(network.get("name"), {})
+    changes = TINY_FIELDS | TINY_NETWORKS.get(network.get("name"), {})
     network = {field: value for field, value in network.items() if field not in ("weights", "part")}
-    return network | {field: value for field, value in changes.items() if field != "out_dim" or network.get(field)}
+    optional = ("out_dim", *TINY_FIELDS)  # changed where they are
+    return network | {field: value for field, value in changes.items() if field not in optional or network.get(field)}
 
 
 def _scaled(value: object, scale: float) -> object:

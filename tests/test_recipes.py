@@ -292,8 +292,15 @@ def _shrunk(location, **changes):
     return recipe | {"total_steps": 2, "log_every_steps": 1} | changes
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """As a laptop has: programs for eight take longer to compile than these take to run."""
+    monkeypatch.setattr("vfm_jax.experiment.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+
+
+@pytest.mark.usefixtures("fake_imagenet", "one_device")
 @pytest.mark.parametrize("location", SHRUNK)
-def test_the_recipe_trains_two_steps_when_shrunk(fake_imagenet, tmp_path, location):
+def test_the_recipe_trains_two_steps_when_shrunk(tmp_path, location):
     changes = {}
     if _recipe(location)["start_from"]:
         changes["start_from"] = str(tmp_path / "pretrained")
@@ -312,10 +319,9 @@ def test_every_recipe_has_a_toy_size_with_images_to_look_at_while_it_trains():
         assert recipe["evals"] and recipe["eval_views"], location
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("location", _first_of_each(RECIPES, lambda location: pathlib.Path(location).parent))
-def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location, monkeypatch):
-    # One device, as a laptop has: programs for eight take longer to compile than these take to run.
-    monkeypatch.setattr("vfm_jax.experiment.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+def test_the_tiny_recipe_trains_two_steps_on_embedded_images(tmp_path, location):
     recipe = _recipe(f"{location}:tiny")
     full = _recipe(location)
     assert recipe["objective"]["name"] == full["objective"]["name"]
