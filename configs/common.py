@@ -131,6 +131,7 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
     for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)
     small |= _shrunk(small, image_size / pixels)
+    small["objective"] = {field: _as_it_starts(field, value) for field, value in small["objective"].items()}
     if full["data"]["name"] == "pairs":  # one width for both towers
         towers = small["networks"]
         towers["text_encoder"]["projection"] = towers["encoder"].get("projection") or towers["encoder"]["width"]
@@ -174,6 +175,12 @@ def _small(network: dict | None) -> dict | None:
     network = {field: value for field, value in network.items() if field not in ("weights", "part")}
     optional = ("out_dim", *TINY_FIELDS)  # changed where they are
     return network | {field: value for field, value in changes.items() if field not in optional or network.get(field)}
+
+
+def _as_it_starts(field: str, value: object) -> object:
+    """A teacher stays as sharp as it starts: softened within so few steps it holds every prototype for as likely."""
+    softens = re.fullmatch(r"teacher(_patch)?_temperature", field) and isinstance(value, dict) and "start" in value
+    return value["start"] if softens else value
 
 
 def _scaled(value: object, scale: float) -> object:

@@ -105,11 +105,9 @@ def recipe_of(location: str, data: dict[str, Any], steps: int, batch: int, seed:
         recipe["networks"]["encoder"] = VIT | dict(variant=f"mu/{patch}")
     if recipe["networks"]["encoder"]["name"] == "vit":
         recipe["networks"]["encoder"] |= SMALL
-    recipe["objective"] |= {
-        field: _remembering(value, steps / (4 if recipe["objective"]["name"] in REGRESSING else 10))
-        for field, value in recipe["objective"].items()
-        if field.endswith("momentum")
-    }
+    memory = steps / (4 if recipe["objective"]["name"] in REGRESSING else 10)
+    for averaging in (recipe["objective"], recipe.get("ema") or {}):
+        averaging.update((f, _remembering(m, memory)) for f, m in averaging.items() if f.endswith("momentum"))
     recipe["optimizer"] = dict(name="adamw", weight_decay=0.05)
     recipe["schedule"] = dict(name="cosine", base=1e-3, warmup_percent=10)
     recipe.pop("stages", None)
