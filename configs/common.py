@@ -15,7 +15,8 @@ TINY_NETWORKS = {
     "conv_decoder": dict(width=48, depth=2, groups=4),
     "convnext": dict(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64)),
     "convnext_decoder": dict(width=48),
-    "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32),
+    # DINOv3's prototypes of any length begin so short that they take tens of thousands of steps to tell images apart.
+    "dino_head": dict(out_dim=256, hidden_dim=128, bottleneck_dim=32, unit_prototypes=True),
     "jepa_predictor": dict(width=48, depth=2, heads=2),
     "masked_decoder": dict(width=48, depth=1, heads=2),
     "projection_head": dict(hidden_dim=512, out_dim=128),
@@ -173,8 +174,8 @@ def _small(network: dict | None) -> dict | None:
         return None
     changes = TINY_FIELDS | TINY_NETWORKS.get(network.get("name"), {})
     network = {field: value for field, value in network.items() if field not in ("weights", "part")}
-    optional = ("out_dim", *TINY_FIELDS)  # changed where they are
-    return network | {field: value for field, value in changes.items() if field not in optional or network.get(field)}
+    optional = ("out_dim", "unit_prototypes", *TINY_FIELDS)  # changed where they are set
+    return network | {f: value for f, value in changes.items() if f not in optional or network.get(f) is not None}
 
 
 def _as_it_starts(field: str, value: object) -> object:

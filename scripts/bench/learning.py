@@ -1,6 +1,6 @@
 """Does every method learn? Each pretrains a small encoder on the same images for the same number of steps.
 
-    python scripts/bench/learning.py                          every method, six at three seeds: an hour on two cores
+    python scripts/bench/learning.py                          every method, six at three seeds: more than an hour
     python scripts/bench/learning.py --methods mae dino --seeds 0 1 2      some
     python scripts/bench/learning.py --shared ../shared       where the pack cifar10/cifar10.tar.gz lies
 
@@ -11,10 +11,10 @@ thousands) and a ViT of width 64, with patches of 8 pixels where the method is w
 crops are of several sizes), but for the methods that are made for another encoder. Distillation has the supervised
 run as its teacher, trained and exported before.
 
-An average network remembers at most a tenth of the run, or a quarter where its features are regressed (one that moves
-as fast as its student soon gives features that are easy to predict): with the authors' momentum it would still be
-random weights at the end. What is printed is k-NN and linear probe accuracy on the held-out images, beside those of
-the same encoder with random weights, and of raw pixels.
+An average network, a teacher or an EMA, remembers at most a tenth of the run, or a quarter where its features are
+regressed (one that moves as fast as its student soon gives features that are easy to predict): with the authors'
+momentum it would still be random weights at the end. What is printed is k-NN and linear probe accuracy on the
+held-out images, beside those of the same encoder with random weights, and of raw pixels.
 """
 
 import argparse
