@@ -86,6 +86,7 @@ CHILD = """
 import os, signal, sys
 from vfm_jax import cli, embed
 embed.PART_IMAGES = 8
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 write, count = embed._write_part, 0
 def counted(*args):
     global count
