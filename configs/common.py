@@ -104,7 +104,8 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
 
     Networks are narrow and shallow, batches have 64 images, of many local crops there are four, crops keep their
     proportions to the first view, which gets `image_size` pixels, and whatever lasted a share of the run lasts that
-    share of 60 steps. Methods, losses, augmentations and the kinds of optimizer and schedule stay.
+    share of 60 steps. What keeps so short a run from learning is left out: blocks that begin switched off and
+    teachers that grow softer. Methods, losses, augmentations and the kinds of optimizer and schedule stay.
     """
     full = c.to_dict()
     pixels = _first_size(full["views"])
