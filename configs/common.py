@@ -133,7 +133,6 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
     for field in (*whole_run, "mesh", "sharding", "num_micro_batches", "eval_batch_size"):
         small.pop(field, None)
     small |= _shrunk(small, image_size / pixels)
-    small["objective"] = {field: _as_it_starts(field, value) for field, value in small["objective"].items()}
     if full["data"]["name"] == "pairs":  # one width for both towers
         towers = small["networks"]
         towers["text_encoder"]["projection"] = towers["encoder"].get("projection") or towers["encoder"]["width"]
@@ -161,12 +160,14 @@ def _ops(field: dict | tuple) -> list:
 
 
 def _shrunk(fields: dict, scale: float) -> dict:
-    """The networks and views of a recipe or of a stage at toy size; a field it does not have stays away."""
+    """The networks, views and objective of a recipe or of a stage at toy size; others stay away."""
     made = {}
     for field in {"views", "eval_views"} & fields.keys():
         made[field] = _scaled(fields[field], scale)
     if "networks" in fields:
         made["networks"] = {role: _small(network) for role, network in fields["networks"].items()}
+    if "objective" in fields:
+        made["objective"] = {field: _as_it_starts(field, value) for field, value in fields["objective"].items()}
     return fields | made
 
 
@@ -175,8 +176,8 @@ def _small(network: dict | None) -> dict | None:
         return None
     changes = TINY_FIELDS | TINY_NETWORKS.get(network.get("name"), {})
     network = {field: value for field, value in network.items() if field not in ("weights", "part")}
-    optional = ("out_dim", "unit_prototypes", *TINY_FIELDS)  # changed where they are set
-    return network | {f: value for f, value in changes.items() if f not in optional or network.get(f) is not None}
+    optional = ("out_dim", *TINY_FIELDS)  # changed where they are, and not none or zero
+    return network | {field: value for field, value in changes.items() if field not in optional or network.get(field)}
 
 
 def _as_it_starts(field: str, value: object) -> object:

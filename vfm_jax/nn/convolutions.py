@@ -124,7 +124,10 @@ def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _grouped(
     x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[tuple[int, int], ...], dilation: int, groups: int
 ) -> jax.Array:
-    """A product for each group of its windows, laid out, and its kernel: what XLA's CPU takes 12 to 46 times over."""
+    """A product for each group of its windows, laid out, and its kernel: what XLA's CPU takes 12 to 46 times over.
+
+    Left to `einsum` it takes a quarter longer.
+    """
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows, columns = ((x.shape[1 + i] - dilation * (kernel.shape[i] - 1) - 1) // stride + 1 for i in (0, 1))
     x = x.reshape(*x.shape[:3], groups, -1).transpose(3, 0, 1, 2, 4)  # groups b h w i
