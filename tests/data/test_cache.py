@@ -316,3 +316,30 @@ def test_records_of_a_tar_are_cached_by_the_state_of_the_tar(images, tmp_path, d
     os.utime(shard, ns=(0, 0))
     _same(_all(source), expected)
     assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("ending", ["parquet", "lz4.parquet", "arrow"])
+def test_a_row_with_a_path_alone_is_as_old_as_its_image(images, tmp_path, decoded, write_image, ending):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    first, second, third = sorted(images.rglob("*.png"))[:3]
+    rows = [dict(path=str(first.relative_to(tmp_path))), dict(bytes=second.read_bytes()), dict(path=str(third))]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(rows, kind)})
+    file = tmp_path / f"set.{ending}"
+    if ending == "arrow":
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, file, row_group_size=1, compression="lz4" if "lz4" in ending else "snappy")
+    source = cached(SOURCES["parquet"](path=str(file), canvas_size=48), path=str(tmp_path / "cache"))
+    assert source.name(2) == f"{third}, of {file}, row 2"
+    before = _all(source)
+    decoded.clear()
+    _same(_all(source), before)
+    assert decoded == []
+    write_image(third, 25, 17, seed=99)
+    after = _all(source)
+    assert decoded == [f"{file.name}, row 2"]
+    _same(after[:2], before[:2])
+    assert after[2]["size"].tolist() == [25, 17]

@@ -1,5 +1,6 @@
 """Images inside tables: parquet in Hugging Face's layout, and the Arrow files that `datasets` saves."""
 
+import functools
 import json
 import os
 import pathlib
@@ -60,22 +61,31 @@ class ParquetSource(RecordSource):
 
     def _contents(self, index: int) -> bytes | str:
         """The bytes of a record's image file, or its path."""
-        name = self.name(index)
-        file, group, row = self._place(index)
         try:
-            value = self._reader(file).value(group, row, self._column)
+            content = self._value(index)
         except (OSError, ValueError) as error:  # as Arrow's exceptions are
-            raise BadSample(name, "corrupt", str(error).splitlines()[0]) from error
+            raise BadSample(self.name(index), "corrupt", str(error).splitlines()[0]) from error
+        if content is None:
+            raise BadSample(self.name(index), "empty", "the row has no image")
+        return content
+
+    def _value(self, index: int) -> bytes | str | None:
+        file, group, row = self._place(index)
+        value = self._reader(file).value(group, row, self._column)
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
             content = os.path.join(os.path.dirname(self._files[file]), value["path"])
-        if content is None:
-            raise BadSample(name, "empty", "the row has no image")
         return content
 
     def name(self, index: int) -> str:
+        """The row; behind the file it names, where it has no bytes: what is kept of it is as old as that file."""
         file, _, _ = self._place(index)
-        return f"{self._files[file]}, row {int(self._rows[index] - self._first_rows[file])}"
+        place = f"{self._files[file]}, row {int(self._rows[index] - self._first_rows[file])}"
+        try:
+            named = self._value(index) if self._reader(file).lacks_bytes(self._column) else None
+        except (OSError, ValueError):  # told when it is read
+            named = None
+        return f"{named}, of {place}" if isinstance(named, str) else place
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """File, group and row in it of a record."""
@@ -117,6 +127,17 @@ class _Parquet:
         # Nothing there, or not to be read by pages; a struct without bytes may have a path.
         return self._kept.get((self._path, group, column), lambda: self._group(group, column))[row].as_py()
 
+    @functools.lru_cache  # noqa: B019 (as long as the few readers of a source)
+    def lacks_bytes(self, column: str) -> bool:
+        """Whether a row may have no bytes, of a column of {bytes, path}."""
+        if not _has_paths(self.schema, column):
+            return False
+        if (leaf := column_of_bytes(self._meta, column)) is None:  # it is not known
+            return True
+        chunks = [self._meta.row_group(group).column(leaf) for group in range(len(self.groups))]
+        counts = [chunk.statistics.null_count if chunk.is_stats_set else None for chunk in chunks]
+        return any(count != 0 for count in counts)
+
     def _group(self, group: int, column: str) -> Any:
         from pyarrow import parquet
 
@@ -149,6 +170,12 @@ class _Arrow:
         """A row, as Arrow has it."""
         del group
         return self._table.column(column)[row].as_py()
+
+    def lacks_bytes(self, column: str) -> bool:
+        """Whether a row has no bytes, of a column of {bytes, path}."""
+        return _has_paths(self.schema, column) and any(
+            chunk.field("bytes").null_count > 0 for chunk in self._table.column(column).chunks
+        )
 
     def column(self, name: str) -> list[Any]:
         return self._table.column(name).to_pylist()
@@ -281,6 +308,14 @@ def _features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (TypeError, KeyError, ValueError, AttributeError):
         return {}
+
+
+def _has_paths(schema: Any, column: str) -> bool:
+    """Whether a column is of structs with a path."""
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
 def _binary(schema: Any) -> list[str]:
