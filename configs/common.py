@@ -7,9 +7,10 @@ import ml_collections
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-TINY_BATCH, TINY_STEPS, TINY_VIEWS = 64, 60, 4
+TINY_BATCH, TINY_STEPS, TINY_VIEWS = 64, 40, 4
 # Blocks that begin as good as switched off, or are often left out, are for networks of many and runs of many steps.
 TINY_FIELDS = dict(layer_scale=0.1, drop_path=0.1)
+LEFT_OUT = ("weights", "part", "scan", "remat")  # the last two are for deep networks: three blocks are slower by them
 TINY_NETWORKS = {
     "bit": dict(depths=(1, 1, 1, 1), widths=(32, 32, 48, 64), stem_width=16, groups=8),
     "conv_decoder": dict(width=48, depth=2, groups=4),
@@ -104,8 +105,9 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
 
     Networks are narrow and shallow, batches have 64 images, of many local crops there are four, crops keep their
     proportions to the first view, which gets `image_size` pixels, and whatever lasted a share of the run lasts that
-    share of 60 steps. What keeps so short a run from learning is left out: blocks that begin switched off and
-    teachers that grow softer. Methods, losses, augmentations and the kinds of optimizer and schedule stay.
+    share of 40 steps. Views of later stages grow by a quarter at most. What keeps so short a run from learning is
+    left out: blocks that begin switched off and teachers that grow softer. Methods, losses, augmentations and the
+    kinds of optimizer and schedule stay.
     """
     full = c.to_dict()
     pixels = _first_size(full["views"])
@@ -136,7 +138,7 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
     if full["data"]["name"] == "pairs":  # one width for both towers
         towers = small["networks"]
         towers["text_encoder"]["projection"] = towers["encoder"].get("projection") or towers["encoder"]["width"]
-    stages = [_shrunk(stage, image_size / pixels) for stage in small.get("stages", ())]
+    stages = [_shrunk(stage, image_size / _stage_pixels(stage, pixels)) for stage in small.get("stages", ())]
     if stages:
         short = {"total_steps": TINY_STEPS // len(stages)}
         small["stages"] = tuple({f: v for f, v in stage.items() if f != "data"} | short for stage in stages)
@@ -153,6 +155,11 @@ def tiny(c: ml_collections.ConfigDict, image_size: int = 32) -> ml_collections.C
 def _first_size(views: dict) -> int:
     """Pixels along one side of the first view that says."""
     return next(op["size"] for field in ("image", *views) for op in _ops(views.get(field, ())) if "size" in op)
+
+
+def _stage_pixels(stage: dict, pixels: int) -> float:
+    """Which pixels become `image_size` in a stage: the run's, or more where its views grow by over a quarter."""
+    return max(pixels, _first_size(stage["views"]) / 1.25) if "views" in stage else pixels
 
 
 def _ops(field: dict | tuple) -> list:
@@ -175,7 +182,7 @@ def _small(network: dict | None) -> dict | None:
     if network is None:
         return None
     changes = TINY_FIELDS | TINY_NETWORKS.get(network.get("name"), {})
-    network = {field: value for field, value in network.items() if field not in ("weights", "part")}
+    network = {field: value for field, value in network.items() if field not in LEFT_OUT}
     optional = ("out_dim", *TINY_FIELDS)  # changed where they are, and not none or zero
     return network | {field: value for field, value in changes.items() if field not in optional or network.get(field)}
 
