@@ -15,7 +15,7 @@ from vfm_jax.augment import VIEW_OPS
 from vfm_jax.augment.geometry import draw_crop, resampling_weights
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys
-from vfm_jax.data.crop import Box, Crop, CroppedSource, resize, uniforms
+from vfm_jax.data.crop import Box, Crop, CroppedSource, uniforms
 from vfm_jax.data.decode import Reading, decode, on_canvas
 from vfm_jax.data.order import TrainingOrder
 from vfm_jax.data.pipeline import train_batches
@@ -179,29 +179,6 @@ def test_a_large_crop_of_a_jpeg_is_decoded_smaller(encoded, monkeypatch, size, r
         assert difference < (0.8 if reduced > 1 else 1e-6)
         assert found["size"].tolist() == [size, size]
     assert asked == 4 * [reduced]
-
-
-def test_antialiasing_keeps_stripes_of_one_pixel_from_becoming_stripes():
-    stripes = np.zeros((400, 400, 1), np.uint8)
-    stripes[:, ::2] = 255
-    assert resize(stripes, 150, antialias=True).std() < 30
-    assert resize(stripes, 150, antialias=False).std() > 60
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 6, 16])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("antialias", [True, False])
-def test_every_number_of_channels_and_type_is_resized_band_by_band(channels, dtype, antialias):
-    random = np.random.default_rng(0)
-    part = random.random((40, 21, channels), np.float32)
-    part = part if dtype is np.float32 else (part * np.iinfo(dtype).max).astype(dtype)
-    out = resize(part, 24, antialias)
-    assert out.shape == (24, 24, channels)
-    assert out.dtype == dtype
-    for band in range(channels):
-        alone = resize(part[..., band : band + 1], 24, antialias)[..., 0]
-        # OpenCV sums in another order for another number of channels.
-        np.testing.assert_allclose(out[..., band], alone, rtol=0, atol={"f": 4e-6, "u": 1}[out.dtype.kind])
 
 
 class _Photos:

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data import decode as decoding
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.decode import FORMATS, canvas_shape, decode, fit_canvas, image_kind, read_header, reading
 from vfm_jax.data.jpeg import decode_jpeg, jpeg_header
@@ -615,38 +616,12 @@ def test_scaling_down_is_antialiased():
     assert np.abs(image[:, 2:-2].astype(int) - 127).max() < 12
 
 
-def test_bands_are_scaled_alike_whatever_their_number(picture):
-    image = picture(20, 30)
-    five = np.concatenate([image, image[..., :2]], axis=-1)
-    small, _ = fit_canvas(five, (10, 10))
-    np.testing.assert_array_equal(small[..., :3], fit_canvas(image, (10, 10))[0])
-    np.testing.assert_array_equal(small[..., 3:], small[..., :2])
-
-
 @pytest.mark.parametrize("wrong", [0, -4, (3,), (3, 4, 5), (3, 0), (2.5, 3)])
 def test_a_canvas_of_no_size_is_refused(wrong):
     with pytest.raises(UserError, match="canvas_size is"):
         canvas_shape(wrong)
     assert canvas_shape(5) == (5, 5)
     assert canvas_shape((5, 6)) == (5, 6)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_a_pixel_becomes_the_mean_of_the_area_it_covers(dtype, channels):
-    values = np.random.RandomState(0).uniform(0, 200, (12, 18, channels)).astype(dtype)
-    image, size = fit_canvas(values, (4, 8))
-    np.testing.assert_array_equal(size, [4, 6])
-    assert image.dtype == dtype
-    expected = values.astype(np.float64).reshape(4, 3, 6, 3, channels).mean(axis=(1, 3))
-    np.testing.assert_allclose(image[:, :6], expected, rtol=1e-6, atol=0.6 if dtype != "float32" else 0)
-    assert not image[:, 6:].any()
-
-
-def test_area_means_weigh_pixels_by_their_covered_part():
-    values = np.arange(5, dtype=np.float32).reshape(1, 5, 1).repeat(5, 0)
-    image, _ = fit_canvas(values, (2, 2))
-    np.testing.assert_allclose(image[0, :, 0], [(0 + 1 + 2 / 2) / 2.5, (2 / 2 + 3 + 4) / 2.5], rtol=1e-6)
 
 
 def test_photos_differ_from_pillows_bicubic_by_less_than_its_bilinear(shared):
@@ -666,6 +641,42 @@ def test_photos_differ_from_pillows_bicubic_by_less_than_its_bilinear(shared):
     assert np.mean(ours) < 1
     assert np.mean(ours) < 0.8 * np.mean(bilinear)
     assert np.max(ours) < np.max(bilinear)
+
+
+@pytest.mark.parametrize(
+    ("sides", "orientation", "reduced"),
+    [
+        ((300, 401), 1, 1),
+        ((403, 530), 1, 2),
+        ((801, 1002), 1, 4),
+        ((1610, 1803), 1, 8),
+        ((2400, 1208), 1, 8),
+        ((800, 1008), 6, 4),
+        ((801, 1002), 6, 1),  # whose first pixels would be there in part
+        ((806, 1002), 3, 2),
+    ],
+)
+def test_a_large_jpeg_is_decoded_no_larger_than_its_canvas_needs(monkeypatch, encoded, sides, orientation, reduced):
+    """And is as near to Pillow's bicubic as the whole picture, to half a level of 255."""
+    details = [2 + 20 * side // max(sides) for side in sides]  # of five of the canvas's pixels
+    coarse = np.random.default_rng(0).integers(0, 256, (*details, 3), np.uint8)
+    image = Image.fromarray(coarse).resize(sides[::-1], Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content, asked = encoded(np.asarray(image), "JPEG", quality=95, exif=exif), []
+    decode_jpeg = decoding.decode_jpeg
+    monkeypatch.setattr(decoding, "decode_jpeg", lambda *a: asked.append(a[-1]) or decode_jpeg(*a))
+    read = reading(101).read(content)
+    assert asked == [reduced] * (reduced > 1)
+    whole, filled = fit_canvas(decode(content), (101, 101))
+    np.testing.assert_array_equal(read["size"], filled)
+    height, width = map(int, filled)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    expected = np.asarray(upright.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+    ours, of_whole = (np.abs(one[:height, :width] - expected).mean() for one in (read["image"], whole))
+    assert ours < of_whole + 0.5 < 2
+    assert not read["image"][height:].any()
+    assert not read["image"][:, width:].any()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])

@@ -19,7 +19,7 @@ from vfm_jax.data.record_file import STAMP_BYTES, RecordFile, check_place
 from vfm_jax.data.timing import timed
 from vfm_jax.data.wrapped import FileSource, WrappedSource
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".pictures"
 _DECODERS = (
     "pillow",

@@ -19,15 +19,13 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.data.decode import File, Reading, contents_of, read_header
+from vfm_jax.data.decode import ROOM, File, Reading, contents_of, read_header
 from vfm_jax.data.header import upright_size
+from vfm_jax.data.resize import resize
 from vfm_jax.data.timing import timed
 from vfm_jax.data.wrapped import FileSource, WrappedSource
 
 CROP_TRIES = 10  # torchvision's RandomResizedCrop.get_params
-# A JPEG is decoded smaller where the crop is still twice as large as the result. Its edges then move by a quarter of
-# the result's pixel, at most: 1.7 of 255 from Pillow's crop on the mean of photos. Once as large, it would be 3.4.
-_ROOM = 2
 _NUM_DRAWS = 2 * CROP_TRIES + 3  # areas, ratios, top, left, flip
 
 
@@ -132,7 +130,7 @@ class Crop:
         box, reduced = None, 1
         if kind == "JPEG":  # the others are decoded whole, and some have their size turned by then
             box = self.box(*upright_size(header), draws)
-            reduced = next((n for n in (8, 4, 2) if min(box.height, box.width) >= _ROOM * n * self.size), 1)
+            reduced = next((n for n in (8, 4, 2) if min(box.height, box.width) >= ROOM * n * self.size), 1)
         pixels = reading.decode(content, name, reduced)
         with timed("resize"):
             box = self.box(*pixels.shape[:2], draws) if box is None else box.reduced(reduced)
@@ -144,36 +142,8 @@ class Crop:
     ) -> Shaped[np.ndarray, "{self.size} {self.size} c"]:
         """The box of the photo, resized to the crop's size, and mirrored where it is to be."""
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-        part = resize(part, self.size, self.antialias)
+        part = resize(part, self.size, self.size, antialias=self.antialias)
         return cv2.flip(part, 1).reshape(part.shape) if mirrored else part
-
-
-def resize(part: Shaped[np.ndarray, "h w c"], size: int, antialias: bool) -> Shaped[np.ndarray, "{size} {size} c"]:
-    """The picture resized to a square: bilinear, and antialiased where `antialias` is set and a side shrinks.
-
-    A side that shrinks s times is first blurred by a Gaussian of variance (s² − 1) / 6 pixels², which is what the
-    triangle of an antialiased bilinear filter (Pillow's; s² / 6) has more than bilinear interpolation (1 / 6). Of
-    crops of photos that is as near to Pillow's as the mean of the area that a pixel covers, at half its time (0.52
-    and 0.49 of 255 on the mean, 0.2 ms and 0.45 ms at 224 pixels), and nearer from s = 2 on.
-    """
-    height, width, channels = part.shape
-    if antialias and (height > size or width > size):
-        (rows, sigma_rows), (columns, sigma_columns) = _taps(height / size), _taps(width / size)
-        part = cv2.GaussianBlur(
-            part, (columns, rows), sigma_columns, sigmaY=sigma_rows, borderType=cv2.BORDER_REPLICATE
-        )
-    out = cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)  # a copy where nothing is left to do
-    return out.reshape(size, size, channels)  # OpenCV drops an axis of one channel
-
-
-def _taps(shrinks: float) -> tuple[int, float]:
-    """Number of taps of the Gaussian, and its deviation: of a side that becomes so many times shorter."""
-    variance = (shrinks * shrinks - 1) / 6
-    if variance < 0.01:
-        return 1, 1.0
-    if shrinks <= 2:  # three taps k, 1 - 2k, k have the variance 2k; OpenCV's are exp(-x²/2σ²), normalised
-        return 3, math.sqrt(0.5 / math.log((1 - variance) / (variance / 2)))
-    return 2 * math.ceil(2 * math.sqrt(variance)) + 1, math.sqrt(variance)
 
 
 def uniforms(seed: int, stage: int, epoch: int, index: int) -> Float64[np.ndarray, " n"]:
