@@ -1,11 +1,13 @@
 """Batches in exact order."""
 
 import collections
+import concurrent.futures
 import glob
 import itertools
 import multiprocessing
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.data import pipeline
 from vfm_jax.data.bad import REASONS, BadSample
 from vfm_jax.data.device import prefetch
 from vfm_jax.data.ledger import Ledger
@@ -477,3 +480,35 @@ def test_workers_end_when_their_parent_is_killed():
             break
         time.sleep(0.02)
     assert not any(map(running, workers))
+
+
+class _FakeReader:
+    """Parts of a thousand records that claim to have taken so many seconds; notes how many are read at a time."""
+
+    def __init__(self, seconds, together=0):
+        self.seconds, self.together = seconds, together
+        self.active, self.most = 0, 0
+
+    def __call__(self, number):
+        self.active += 1
+        self.most = max(self.most, self.active)
+        if self.together and number >= 3:
+            BARRIER.wait(timeout=60)  # which ends when so many are here at once
+        time.sleep(0.002)
+        self.active -= 1
+        return {"seconds": np.array([[0.0, 1000 * self.seconds]]), "valid": np.ones(1000, bool)}
+
+
+BARRIER = threading.Barrier(3)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.5 * pipeline._QUICK_SECONDS, 1), (2 * pipeline._QUICK_SECONDS, 3)])
+def test_threads_read_one_after_another_while_records_take_next_to_no_time(seconds, most):
+    reader = _FakeReader(seconds, together=most > 1)
+    turns = pickle.loads(pickle.dumps(pipeline._TakingTurns(reader)))
+    for number in range(3):  # the first tells nothing, the others do
+        turns(number)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        parts = list(pool.map(turns, range(3, 15)))
+    assert all(len(part["valid"]) == 1000 for part in parts)
+    assert turns._reader.most == most
