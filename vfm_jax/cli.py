@@ -4,7 +4,7 @@
     vfm eval    --workdir=DIR [--config.FIELD=VALUE ...] [--json]
     vfm eval    --config=FILE[:ARG] --config.init.weights=PATH [--json]      public weights, without a run
     vfm report  --workdir=DIR
-    vfm inspect --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
+    vfm inspect --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--sharding] [--devices=N] [--json]
     vfm config  --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
 
     vfm data       CONFIG|PATH [--out=data_report.html] [--json]   what is in it, what is wrong, how fast it is read
@@ -22,6 +22,8 @@ PATH is a file, a folder, a name from `vfm weights list`, or hf:OWNER/REPOSITORY
 --heads=N, --family=NAME or --image-size=N (inspect, import, verify, embed).
 CONFIG is FILE.py[:ARG], and takes --config.FIELD=VALUE; a PATH of images takes --config.data.FIELD=VALUE. --limit=N
 looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, says what a recipe needs (`data`).
+`inspect --sharding` compiles the step and tells where each leaf lies, and what the devices send each other; with
+--devices=N as on so many, simulated.
 `train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
@@ -417,11 +419,75 @@ def _report(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
 
 def _inspect(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     recipe = _recipe(flags, overrides)
-    from vfm_jax.train.loop import inspect
+    if "devices" in flags:
+        _simulate(_number(flags, "devices", 1))
+    if "sharding" in flags:
+        _inspect_sharding(recipe, flags)
+        return
+    from vfm_jax.train.layout import inspect
 
     for stage, rows in inspect(recipe).items():
         total = sum(row["count"] for row in rows)
         _print(rows, flags, f"{stage}: {total:,} parameters in {len(rows)} leaves")
+
+
+def _inspect_sharding(recipe: Mapping[str, Any], flags: Flags) -> None:
+    from vfm_jax.train.layout import layouts
+
+    print("Compiling the step of each stage; nothing runs.", file=sys.stderr)
+    found = []
+    for layout in layouts(recipe):
+        if "json" in flags:
+            found.append(layout._asdict() | {"messages": [message._asdict() for message in layout.messages]})
+            continue
+        words = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+        _print(layout.leaves, flags, f"{layout.stage} on {words}")
+        kinds = [
+            {
+                "kind": row["kind"],
+                "leaves": row["leaves"],
+                "split": row["split"],
+                "MB": row["bytes"] / 1e6,
+                "MB per device": row["bytes per device"] / 1e6,
+            }
+            for row in layout.kinds
+        ]
+        print()
+        _print(kinds, flags, "In all")
+        rows: list[dict[str, Any]] = [
+            {
+                "message": message.kind,
+                "devices": message.group_size,
+                "times a step": message.times,
+                "MB a step": message.num_bytes / 1e6,
+                "of": message.operation.removeprefix("jit(step)/")[-100:],
+            }
+            for message in layout.messages
+        ]
+        shown, total = rows[:_MESSAGES], sum(row["MB a step"] for row in rows)
+        rest = total - sum(row["MB a step"] for row in shown)
+        print()
+        if shown:
+            _print(shown, flags, f"What the devices send each other: {total:,.1f} MB a step")
+        else:
+            print("The devices send each other nothing.")
+        if len(rows) > len(shown):
+            print(f"and {len(rows) - len(shown)} others, {rest:,.1f} MB (--json has them)")
+        print(f"Beside the state and the batch a step takes {layout.temporary_bytes / 1e6:,.1f} MB on each device.")
+    if "json" in flags:
+        print(json.dumps(found, indent=1))
+
+
+def _simulate(count: int) -> None:
+    """Has JAX take the processor for so many devices."""
+    import jax
+
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # it has started: in a notebook, or under test
+        if jax.default_backend() != "cpu" or jax.device_count() != count:
+            raise _Mistake(f"--devices={count}: JAX has started with {jax.device_count()} devices.") from None
 
 
 def _config(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
@@ -820,13 +886,15 @@ def _heads(text: str) -> int | dict[str, int]:
     return {role: int(number) for role, number in parts.items()} if "=" in text else int(text)
 
 
+_MESSAGES = 20  # the largest, which are shown
+
 _FILE = {"heads": False, "family": False, "image-size": False}
 
 COMMANDS = {
     "train": Command(_train, {"config": False, "workdir": False, "json": True}),
     "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
     "report": Command(_report, {"workdir": False}),
-    "inspect": Command(_inspect, {"config": False, "json": True}),
+    "inspect": Command(_inspect, {"config": False, "sharding": True, "devices": False, "json": True}),
     "config": Command(_config, {"config": False, "json": True}),
     "data": Command(
         _data, {"limit": False, "out": False, "step-seconds": False, "workdir": False, "json": True}, ("path",)

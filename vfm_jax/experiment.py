@@ -37,7 +37,7 @@ from vfm_jax.data.crop import Crop, CroppedSource
 from vfm_jax.data.device import Prefetch, prefetch
 from vfm_jax.data.ledger import Ledger, bad_samples
 from vfm_jax.data.pipeline import HOST_FIELDS, HostBatch, blank_rows, check_loader, eval_batches, train_batches
-from vfm_jax.data.resident import STORED, on_every_device, read_whole, stored_bytes, take_rows
+from vfm_jax.data.resident import STORED, on_every_device, read_whole, stored_bytes, stored_fields, take_rows
 from vfm_jax.data.sources import SOURCES, Source
 from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
@@ -208,6 +208,20 @@ class Experiment:
             **loader,
         )
         return prefetch(host, lambda batch: {**self._on_devices(batch, left_out), **stored})
+
+    def abstract_batch(self) -> Batch:
+        """Shapes, dtypes and layout of what `train_batches` gives, without reading anything."""
+        batch = _abstract_batch(self.source, self.batch_size, self.mesh)
+        if not self.resident:
+            return batch
+        large = stored_fields(blank_rows(self.source, 1))
+        whole = {
+            name: jax.ShapeDtypeStruct(
+                (len(self.source), *rows.shape[1:]), rows.dtype, sharding=replicated(self.mesh)
+            )
+            for name, rows in large.items()
+        }
+        return {name: leaf for name, leaf in batch.items() if name not in large} | {STORED: whole}
 
     def eval_batches(
         self,
@@ -898,7 +912,7 @@ def _sample(source: Source) -> Batch:
 
 
 def _abstract_batch(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> Batch:
-    """Shapes, dtypes and layout of the batches of an evaluation source, on the devices."""
+    """Shapes, dtypes and layout of a source's batches, on the devices."""
     layout = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *rows.shape[1:]), rows.dtype, sharding=layout)

@@ -57,6 +57,11 @@ def stored_bytes(source: Source) -> int:
     return len(source) * record_bytes(source)
 
 
+def stored_fields(rows: HostBatch) -> HostBatch:
+    """The fields of some records that are put on the devices: their images, and what is large."""
+    return {name: v for name, v in rows.items() if name == "image" or v.nbytes >= _LARGE * len(v)}
+
+
 def read_whole(source: Source, *, threads: int | None = None) -> tuple[ResidentSource, HostBatch]:
     """Reads every record once: what the pipeline reads from then on, and the large fields, by record.
 
@@ -87,7 +92,7 @@ def read_whole(source: Source, *, threads: int | None = None) -> tuple[ResidentS
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             for _ in pool.map(read, range(len(source))):
                 pass
-    large = {name: v for name, v in rows.items() if name == "image" or v.nbytes >= _LARGE * len(v)}
+    large = stored_fields(rows)
     return ResidentSource(source, {name: v for name, v in rows.items() if name not in large}, bad), large
 
 

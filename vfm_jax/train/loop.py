@@ -111,7 +111,7 @@ def evaluate(recipe: Mapping[str, Any], workdir: str | os.PathLike[str] | None) 
             if not experiment.evaluations:
                 raise UserError("The recipe has no config.evals: nothing to evaluate.")
             experiment.keep_vocabulary(pathlib.Path(workdir).absolute())
-            _, _, abstract = _blank_state(experiment)
+            _, _, abstract = blank_state(experiment)
             with Checkpoints(directory) as checkpoints:
                 found = checkpoints.restore(abstract)
             if found is not None:
@@ -127,7 +127,7 @@ def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
         raise UserError("There is nothing to evaluate: give --workdir of a run, or --config.init.weights.")
     if not experiment.evaluations:
         raise UserError("The recipe has no config.evals: nothing to evaluate.")
-    blank, key, _ = _blank_state(experiment)
+    blank, key, _ = blank_state(experiment)
     state, account = _with_public_weights(experiment, sharded_init(blank, experiment.rules, experiment.mesh, key))
     print(account, flush=True)
     return _judge_alone(experiment).evaluate(state.variables, experiment.evaluations)
@@ -136,26 +136,6 @@ def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
 def _judge_alone(experiment: Experiment) -> Judge:
     """Outside of a run: bad records are told of, and not written down."""
     return Judge(experiment, Ledger(say=lambda line: print(line, flush=True)))
-
-
-def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """For each stage a row for every parameter leaf: name, shape, count, dtype, sharding. Nothing is allocated."""
-    tables = {}
-    for stage in read_stages(recipe):
-        experiment = from_recipe(stage.recipe)
-        params = experiment.abstract_params
-        specs = named_leaves(shardings(params, experiment.mesh, experiment.rules))
-        tables[stage.name] = [
-            {
-                "leaf": name,
-                "shape": " x ".join(map(str, leaf.shape)),
-                "count": leaf.size,
-                "dtype": leaf.dtype.name,
-                "sharding": ", ".join(axis or "-" for axis in specs[name].spec) or "replicated",
-            }
-            for name, leaf in named_leaves(params).items()
-        ]
-    return tables
 
 
 def _start(recipe: Mapping[str, Any]) -> Donor | None:
@@ -220,7 +200,7 @@ def run_stage(
     trunk: pathlib.Path | None = None,
 ) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
-    blank, key, abstract = _blank_state(experiment)
+    blank, key, abstract = blank_state(experiment)
     judge = Judge(experiment, run.ledger) if experiment.evaluations else None
 
     with Checkpoints(run.checkpoints / stage.name, keep_last=experiment.keep_checkpoints, log=run.say) as checkpoints:
@@ -258,22 +238,7 @@ def run_stage(
                 extra, account = experiment.fill_frozen(state.extra)
                 state = state.replace(extra=extra)
                 run.say(account)
-        step_function = jax.jit(
-            make_step(
-                experiment.objective,
-                experiment.optimizer,
-                experiment.views,
-                seed=experiment.seed,
-                stage=experiment.stage,
-                num_micro_batches=experiment.num_micro_batches,
-                log_every_steps=experiment.log_every_steps,
-                update_ema=experiment.update_ema,
-                update_profiles=experiment.tracker.update if experiment.tracker else None,
-                schedule=experiment.schedule,
-            ),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated(experiment.mesh)),
-        )
+        step_function = jitted_step(experiment, abstract)
         run.begin()
         if public and judge:  # what the run is to improve on
             figures = judge.evaluate(state.variables, experiment.evaluations)
@@ -307,7 +272,7 @@ def run_stage(
     return state
 
 
-def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, TrainState]:
+def blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainState], jax.Array, TrainState]:
     """The pure function that makes a fresh state, its key, and the shape, dtype and sharding of every leaf."""
     averages: dict[str, Any] = {"with_ema": experiment.update_ema is not None}
     if experiment.tracker:
@@ -323,6 +288,29 @@ def _blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainSta
     layout = shardings(shapes, experiment.mesh, experiment.rules)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
     return blank, key, abstract
+
+
+def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
+    """The step of a stage under `jax.jit`: state (given away) and batch to state and measurements.
+
+    Args:
+        experiment: the stage.
+        abstract: shape, dtype and sharding of every leaf of its state, which the step keeps.
+    """
+    step = make_step(
+        experiment.objective,
+        experiment.optimizer,
+        experiment.views,
+        seed=experiment.seed,
+        stage=experiment.stage,
+        num_micro_batches=experiment.num_micro_batches,
+        log_every_steps=experiment.log_every_steps,
+        update_ema=experiment.update_ema,
+        update_profiles=experiment.tracker.update if experiment.tracker else None,
+        schedule=experiment.schedule,
+    )
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(experiment.mesh)))
 
 
 def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:

@@ -1,0 +1,115 @@
+"""Where everything of a run lies on the devices, and what they send each other: told before it is started."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from vfm_jax.core.collectives import Collective, collectives
+from vfm_jax.core.sharding import shardings
+from vfm_jax.core.trees import named_leaves
+from vfm_jax.experiment import from_recipe
+from vfm_jax.train.loop import blank_state, jitted_step
+from vfm_jax.train.stages import read_stages
+
+
+class StageLayout(NamedTuple):
+    """One stage, laid out over a mesh.
+
+    Attributes:
+        stage: its name.
+        mesh: size of each axis.
+        leaves: of the state: `leaf` ("params/encoder/...", moments and averages likewise), `shape`, `dtype`,
+            `sharding` (an axis of the mesh, or -, for each dimension) and `bytes per device`.
+        kinds: the same added up for params, extra, opt_state, ema and profiles, and the batch: `leaves`, how many of
+            them are `split`, `bytes` of all, and `bytes per device`.
+        messages: what the devices send each other in each step.
+        temporary_bytes: what the compiler sets aside on each device while a step runs.
+    """
+
+    stage: str
+    mesh: Mapping[str, int]
+    leaves: list[dict[str, Any]]
+    kinds: list[dict[str, Any]]
+    messages: list[Collective]
+    temporary_bytes: int
+
+
+def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each stage a row for every parameter leaf: name, shape, count, dtype, sharding. Nothing is allocated."""
+    tables = {}
+    for stage in read_stages(recipe):
+        experiment = from_recipe(stage.recipe)
+        params = experiment.abstract_params
+        specs = named_leaves(shardings(params, experiment.mesh, experiment.rules))
+        tables[stage.name] = [
+            {
+                "leaf": name,
+                "shape": " x ".join(map(str, leaf.shape)),
+                "count": leaf.size,
+                "dtype": leaf.dtype.name,
+                "sharding": _in_words(specs[name]),
+            }
+            for name, leaf in named_leaves(params).items()
+        ]
+    return tables
+
+
+def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
+    """Every stage of a recipe on the devices there are; compiles its step, and allocates and runs nothing.
+
+    The messages and the temporary memory are those of the compiler at hand: the CPU's among simulated devices
+    gathers and reduces the same arrays as a GPU's or TPU's, which may fuse, split or overlap them otherwise.
+    """
+    for number, stage in enumerate(read_stages(recipe)):
+        experiment = from_recipe(stage.recipe, number)
+        _, _, abstract = blank_state(experiment)
+        batch = experiment.abstract_batch()
+        compiled = jitted_step(experiment, abstract).lower(abstract, batch).compile()
+        memory = compiled.memory_analysis()
+        leaves = {name: leaf for name, leaf in named_leaves(abstract).items() if leaf.shape}
+        yield StageLayout(
+            stage.name,
+            dict(experiment.mesh.shape),
+            [
+                {
+                    "leaf": name,
+                    "shape": " x ".join(map(str, leaf.shape)),
+                    "dtype": str(leaf.dtype),
+                    "sharding": _in_words(leaf.sharding),
+                    "bytes per device": _bytes_per_device(leaf),
+                }
+                for name, leaf in leaves.items()
+            ],
+            _kinds(leaves | {f"batch/{name}": leaf for name, leaf in named_leaves(batch).items()}),
+            collectives(compiled.as_text()),
+            memory.temp_size_in_bytes if memory else 0,
+        )
+
+
+def _kinds(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def kind(name: str) -> str:
+        return name.split("/", 1)[0]
+
+    return [
+        {
+            "kind": name,
+            "leaves": len(of_kind),
+            "split": sum(not leaf.sharding.is_fully_replicated for leaf in of_kind),
+            "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in of_kind),
+            "bytes per device": sum(map(_bytes_per_device, of_kind)),
+        }
+        for name, group in itertools.groupby(leaves, kind)
+        for of_kind in [[leaves[leaf] for leaf in group]]
+    ]
+
+
+def _in_words(sharding: jax.sharding.NamedSharding) -> str:
+    axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in sharding.spec]
+    return ", ".join(axes) if set(axes) - {"-"} else "replicated"
+
+
+def _bytes_per_device(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
