@@ -54,8 +54,8 @@ def collectives(hlo: str) -> list[Collective]:
             trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
             for called in _called(line):
                 found += [
-                    c._replace(times=trips * c.times, num_bytes=trips * c.num_bytes) for c in of(called)
-                ]  # fmt: skip
+                    one._replace(times=trips * one.times, num_bytes=trips * one.num_bytes) for one in of(called)
+                ]
         return tuple(found)
 
     totals: dict[tuple[str, int, str], list[int]] = collections.defaultdict(lambda: [0, 0])
