@@ -1,6 +1,5 @@
 """Images inside tables: parquet in Hugging Face's layout, and the Arrow files that `datasets` saves."""
 
-import functools
 import json
 import os
 import pathlib
@@ -49,7 +48,7 @@ class ParquetSource(RecordSource):
         self._first_rows = np.cumsum([0, *(sum(sizes) for sizes in groups)])
         self._groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.labels = labels
-        self._open: dict[int, _Parquet | _Arrow] = {}  # each process opens the files for itself, when it reads them
+        self._open: dict[int, _Opened] = {}  # each process opens the files for itself, when it reads them
         self._opening = threading.Lock()
         self._kept = Kept(_KEPT_BYTES)
 
@@ -71,7 +70,7 @@ class ParquetSource(RecordSource):
 
     def _value(self, index: int) -> bytes | str | None:
         file, group, row = self._place(index)
-        value = self._reader(file).value(group, row, self._column)
+        value = self._opened(file).reader.value(group, row, self._column)
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
             content = os.path.join(os.path.dirname(self._files[file]), value["path"])
@@ -82,7 +81,7 @@ class ParquetSource(RecordSource):
         file, _, _ = self._place(index)
         place = f"{self._files[file]}, row {int(self._rows[index] - self._first_rows[file])}"
         try:
-            named = self._value(index) if self._reader(file).lacks_bytes(self._column) else None
+            named = self._value(index) if self._opened(file).lacks_bytes else None
         except (OSError, ValueError):  # told when it is read
             named = None
         return f"{named}, of {place}" if isinstance(named, str) else place
@@ -92,10 +91,11 @@ class ParquetSource(RecordSource):
         number = int(np.searchsorted(self._starts, self._rows[index], side="right")) - 1
         return *self._groups[number], int(self._rows[index] - self._starts[number])
 
-    def _reader(self, file: int) -> "_Parquet | _Arrow":
+    def _opened(self, file: int) -> "_Opened":
         with self._opening:
             if file not in self._open:
-                self._open[file] = _open(self._files[file], self._kept)
+                reader = _open(self._files[file], self._kept)
+                self._open[file] = _Opened(reader, reader.lacks_bytes(self._column))
             return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,7 +127,6 @@ class _Parquet:
         # Nothing there, or not to be read by pages; a struct without bytes may have a path.
         return self._kept.get((self._path, group, column), lambda: self._group(group, column))[row].as_py()
 
-    @functools.lru_cache  # noqa: B019 (as long as the few readers of a source)
     def lacks_bytes(self, column: str) -> bool:
         """Whether a row may have no bytes, of a column of {bytes, path}."""
         if not _has_paths(self.schema, column):
@@ -179,6 +178,13 @@ class _Arrow:
 
     def column(self, name: str) -> list[Any]:
         return self._table.column(name).to_pylist()
+
+
+class _Opened(NamedTuple):
+    """A file, and whether a row of it may have no bytes: asked once, as every record's name depends on it."""
+
+    reader: _Parquet | _Arrow
+    lacks_bytes: bool
 
 
 def _open(path: str, kept: Kept) -> _Parquet | _Arrow:
