@@ -435,11 +435,11 @@ def _inspect_sharding(recipe: Mapping[str, Any], flags: Flags) -> None:
     from vfm_jax.train.layout import layouts
 
     print("Compiling the step of each stage; nothing runs.", file=sys.stderr)
-    found = []
+    if "json" in flags:
+        told = [one._asdict() | {"messages": [m._asdict() for m in one.messages]} for one in layouts(recipe)]
+        print(json.dumps(told, indent=1))
+        return
     for layout in layouts(recipe):
-        if "json" in flags:
-            found.append(layout._asdict() | {"messages": [message._asdict() for message in layout.messages]})
-            continue
         words = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
         _print(layout.leaves, flags, f"{layout.stage} on {words}")
         kinds = [
@@ -464,18 +464,16 @@ def _inspect_sharding(recipe: Mapping[str, Any], flags: Flags) -> None:
             }
             for message in layout.messages
         ]
-        shown, total = rows[:_MESSAGES], sum(row["MB a step"] for row in rows)
-        rest = total - sum(row["MB a step"] for row in shown)
         print()
-        if shown:
-            _print(shown, flags, f"What the devices send each other: {total:,.1f} MB a step")
+        if rows:
+            total = sum(row["MB a step"] for row in rows)
+            _print(rows[:_MESSAGES], flags, f"What the devices send each other: {total:,.1f} MB a step")
         else:
             print("The devices send each other nothing.")
-        if len(rows) > len(shown):
-            print(f"and {len(rows) - len(shown)} others, {rest:,.1f} MB (--json has them)")
+        if others := rows[_MESSAGES:]:
+            rest = sum(row["MB a step"] for row in others)
+            print(f"and {len(others)} others, {rest:,.1f} MB (--json has them)")
         print(f"Beside the state and the batch a step takes {layout.temporary_bytes / 1e6:,.1f} MB on each device.")
-    if "json" in flags:
-        print(json.dumps(found, indent=1))
 
 
 def _simulate(count: int) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.data.decode import ROOM, File, Reading, contents_of, read_header
+from vfm_jax.data.decode import File, Reading, contents_of, read_header
 from vfm_jax.data.header import upright_size
+from vfm_jax.data.jpeg import reductions
 from vfm_jax.data.resize import resize
 from vfm_jax.data.timing import timed
 from vfm_jax.data.wrapped import FileSource, WrappedSource
@@ -130,7 +131,7 @@ class Crop:
         box, reduced = None, 1
         if kind == "JPEG":  # the others are decoded whole, and some have their size turned by then
             box = self.box(*upright_size(header), draws)
-            reduced = next((n for n in (8, 4, 2) if min(box.height, box.width) >= ROOM * n * self.size), 1)
+            reduced = next(iter(reductions(min(box.height, box.width) / self.size)), 1)
         pixels = reading.decode(content, name, reduced)
         with timed("resize"):
             box = self.box(*pixels.shape[:2], draws) if box is None else box.reduced(reduced)

@@ -20,7 +20,7 @@ from vfm_jax.core.tables import lookup
 from vfm_jax.data.bad import BadSample
 from vfm_jax.data.formats import EXTENSIONS, FORMATS, image_kind, read_header
 from vfm_jax.data.header import Header, upright, upright_size
-from vfm_jax.data.jpeg import decode_jpeg
+from vfm_jax.data.jpeg import decode_jpeg, reductions
 from vfm_jax.data.resize import resize
 from vfm_jax.data.timing import timed
 
@@ -53,10 +53,6 @@ MAX_BYTES = 2**30  # of a file, and of the decoded values: 64 megapixels of 4 fl
 
 File = bytes | str | os.PathLike[str]
 """The bytes of an image file, or its path."""
-
-# A JPEG is decoded smaller while it stays twice as large as asked for. The edges of a crop then move by a quarter of
-# the result's pixel, at most: 1.7 of 255 from Pillow's crop on the mean of photos. Once as large, it would be 3.4.
-ROOM = 2
 
 
 def decode(
@@ -288,10 +284,10 @@ def _reduction(content: bytes, name: str, canvas: tuple[int, int]) -> _Reduction
     _, header = read_header(content, name)
     sides = upright_size(header)
     shrinks = min(side / filled for side, filled in zip(sides, fitted(*sides, canvas), strict=True))
-    for times in (8, 4, 2):
+    for times in reductions(shrinks):
         whole = all(side % times == 0 for side in sides)
         # Once it is turned, the pixels that are there in part may be the first.
-        if shrinks >= ROOM * times and (whole or header.orientation == 1):
+        if whole or header.orientation == 1:
             return _Reduction(times, (sides[0] / times, sides[1] / times))
     return None
 

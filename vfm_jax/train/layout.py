@@ -1,6 +1,5 @@
 """Where everything of a run lies on the devices, and what they send each other: told before it is started."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -90,19 +89,18 @@ def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
 
 
 def _kinds(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
-    def kind(name: str) -> str:
-        return name.split("/", 1)[0]
-
+    kinds: dict[str, list[Any]] = {}
+    for name, leaf in leaves.items():
+        kinds.setdefault(name.split("/", 1)[0], []).append(leaf)
     return [
         {
-            "kind": name,
+            "kind": kind,
             "leaves": len(of_kind),
             "split": sum(not leaf.sharding.is_fully_replicated for leaf in of_kind),
             "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in of_kind),
             "bytes per device": sum(map(_bytes_per_device, of_kind)),
         }
-        for name, group in itertools.groupby(leaves, kind)
-        for of_kind in [[leaves[leaf] for leaf in group]]
+        for kind, of_kind in kinds.items()
     ]
 
 
