@@ -4,6 +4,7 @@
 # Arguments go to `vfm train`, for example: scripts/quickstart.sh --config=configs/quickstart.py:simclr
 # The same command again continues where the last one stopped. To start over: rm -r runs/quickstart
 set -euo pipefail
+# shellcheck source=scripts/setup_venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 
 say "training: configs/quickstart.py, to runs/quickstart"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes .venv in the repository with what requirements.lock pins, and the package in editable form.
 # Sourced by the other scripts: afterwards the shell stands in the repository and $VENV is the environment's path.
 # Does nothing, and needs no network, while .venv fits the lock. PYTHON names another interpreter than python3.
@@ -5,7 +6,7 @@
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$REPOSITORY/.venv
 INSTALLING=$REPOSITORY/.venv.installing # holds the id of the installing process
-cd "$REPOSITORY"
+cd "$REPOSITORY" || exit
 
 say() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
 fail() {

@@ -3,6 +3,7 @@
 # scripts/test.sh tests/core -k keys        the fast tests chosen
 # scripts/test.sh -m "slow or not slow"     all of them, the slow ones too
 set -euo pipefail
+# shellcheck source=scripts/setup_venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 
 # Compiled programs are kept between runs, apart for each kind of machine: they are made for one processor.
