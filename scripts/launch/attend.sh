@@ -16,12 +16,17 @@ case ${1:-} in
 esac
 read_command "$@"
 
+told=
+child=
+tell() {
+    told=yes
+    if [ "$forward" ] && [ "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi
+}
+trap tell TERM # and not an ignored signal, which vfm would inherit
 "${COMMAND[@]}" &
 child=$!
+[ -z "$told" ] || tell
 [ -z "$pid_file" ] || echo "$child $$" >"$pid_file"
-told=
-# An empty handler, and not an ignored signal, which vfm would inherit.
-if [ "$forward" ]; then trap 'told=yes; kill -TERM "$child" 2>/dev/null || true' TERM; else trap 'told=yes' TERM; fi
 code=0
 wait "$child" || code=$?
 while kill -0 "$child" 2>/dev/null; do # the signal ended the waiting, not vfm
