@@ -18,7 +18,7 @@ fail() {
     say "error: $*" >&2
     exit 2
 }
-running() { ! flock -n "$STATE/lock" true; } # whoever runs holds the lock, and so does vfm below it
+running() { ! (flock -n 8) 8>>"$STATE/lock"; } # a run holds the lock until the last of its processes ends
 
 unpack() {
     if running; then fail "a run is going here, on the code that would be replaced. Stop it first."; fi
