@@ -16,8 +16,8 @@ import vfm_jax
 REPOSITORY = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-SCRIPTS = sorted([*(REPOSITORY / "scripts").glob("*.sh"), REPOSITORY / ".ci" / "run"])
-COMMANDS = [script for script in SCRIPTS if script.name != "setup_venv.sh"]  # that one is sourced
+SCRIPTS = sorted([*(REPOSITORY / "scripts").rglob("*.sh"), REPOSITORY / ".ci" / "run"])
+COMMANDS = [script for script in SCRIPTS if script.name not in ("setup_venv.sh", "common.sh")]  # those are sourced
 
 
 def locked() -> list[tuple[Requirement, int]]:

@@ -90,7 +90,7 @@ read_command() {
 needs_lasting_workdir() {
     case $WORKDIR in
     /*) ;;
-    *) fail "--workdir=$WORKDIR would lie inside the copy of the code on each host, apart from the others', and go with it." \
+    *) fail "--workdir=$WORKDIR would lie in each host's own copy of the code, and go with it." \
         "Expected: gs://BUCKET/PATH, or the absolute path of a disk that every host mounts." ;;
     esac
 }

@@ -50,32 +50,39 @@ read_command "$@"
 
 # The longest name made of it, NAME-slice-JOB-POD, is a host's, of 63 characters at most.
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,43}[a-z0-9])?$ ]] ||
-    fail "The JobSet's name is ${NAME:-missing}." "Expected: small letters, digits and dashes, the first a letter, 45 at most."
+    fail "The JobSet's name is ${NAME:-missing}." \
+        "Expected: small letters, digits and dashes, the first a letter, 45 at most."
 [[ $IMAGE =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] ||
     fail "The image is ${IMAGE:-missing}." "Expected: --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/vfm:TAG"
-[[ $SERVICE_ACCOUNT =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || fail "--service-account=$SERVICE_ACCOUNT is no name of Kubernetes'."
+[[ $SERVICE_ACCOUNT =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] ||
+    fail "--service-account=$SERVICE_ACCOUNT is no name of Kubernetes'."
 whole_number --slices "$SLICES" 1
 whole_number --max-restarts "$MAX_RESTARTS" 0
 
 # Labels, topologies and chips per host: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 TOPOLOGY=${ON#*:}
-flat="1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
 case $ON in
 v5e:*) ACCELERATOR=tpu-v5-lite-podslice ;;
 v6e:*) ACCELERATOR=tpu-v6e-slice ;;
 v5p:*) ACCELERATOR=tpu-v5p-slice ;;
 v4:*) ACCELERATOR=tpu-v4-podslice ;;
-*) fail "--on=${ON:-is missing, so where to run is unknown}." "Expected: v5e, v6e, v5p or v4, a colon, and the topology, as in --on=v5e:4x4" ;;
-esac
-case $ON in
-v5e:* | v6e:*)
-    [[ ", ${flat/ or/,}," == *", $TOPOLOGY,"* ]] || fail "--on=$ON: there is no such slice." "${ON%%:*} has $flat."
-    ;;
 *)
-    if ! [[ $TOPOLOGY =~ ^(2x2x1|2x2x2|2x2x4|2x4x4)$ ]] && ! { [[ $TOPOLOGY =~ ^([1-9][0-9]?)x([1-9][0-9]?)x([1-9][0-9]{0,2})$ ]] &&
-        ((BASH_REMATCH[1] % 4 == 0 && BASH_REMATCH[2] % 4 == 0 && BASH_REMATCH[3] % 4 == 0)); }; then
-        fail "--on=$ON: there is no such slice." "${ON%%:*} has 2x2x1, 2x2x2, 2x2x4, 2x4x4, and AxBxC of multiples of 4."
-    fi
+    fail "--on=${ON:-is missing, so where to run is unknown}." \
+        "Expected: v5e, v6e, v5p or v4, a colon, and the topology, as in --on=v5e:4x4"
+    ;;
+esac
+three_multiples_of_4() {
+    [[ $TOPOLOGY =~ ^([1-9][0-9]{0,2})x([1-9][0-9]{0,2})x([1-9][0-9]{0,2})$ ]] &&
+        (((BASH_REMATCH[1] | BASH_REMATCH[2] | BASH_REMATCH[3]) % 4 == 0))
+}
+case $ON in
+v5e:1x1 | v5e:2x2 | v5e:2x4 | v5e:4x4 | v5e:4x8 | v5e:8x8 | v5e:8x16 | v5e:16x16) ;;
+v6e:1x1 | v6e:2x2 | v6e:2x4 | v6e:4x4 | v6e:4x8 | v6e:8x8 | v6e:8x16 | v6e:16x16) ;;
+v5p:2x2x1 | v4:2x2x1 | v5p:2x2x2 | v4:2x2x2 | v5p:2x2x4 | v4:2x2x4 | v5p:2x4x4 | v4:2x4x4) ;;
+v5e:* | v6e:*) fail "--on=$ON: there is no such slice." "Expected: 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16." ;;
+*)
+    three_multiples_of_4 ||
+        fail "--on=$ON: there is no such slice." "Expected: 2x2x1, 2x2x2, 2x2x4, 2x4x4, or AxBxC of multiples of 4."
     ;;
 esac
 total=$((${TOPOLOGY//x/*}))
@@ -86,8 +93,10 @@ case $TOPOLOGY:$CHIPS in
 *) fail "--chips-per-host=$CHIPS: hosts of $ON have $((total < 4 ? total : 4)) chips." ;;
 esac
 HOSTS=$((total / CHIPS))
+PROCESSES=$((SLICES * HOSTS))
 if [ "$SLICES" -gt 1 ] && [ "$HOSTS" = 1 ]; then
-    fail "--slices=$SLICES of $ON: slices of a single host cannot be joined." "Take one larger slice, or slices of several hosts."
+    fail "--slices=$SLICES of $ON: slices of a single host cannot be joined." \
+        "Take one larger slice, or slices of several hosts."
 fi
 
 json() { # the words as a list; Kubernetes would replace \$(NAME) by a variable, and takes \$\$ for a dollar
@@ -101,6 +110,7 @@ json() { # the words as a list; Kubernetes would replace \$(NAME) by a variable,
 }
 COMMAND_WORDS=$(json bash scripts/launch/attend.sh --forward-term "${COMMAND[@]}")
 
+NAMES="NAME IMAGE ACCELERATOR TOPOLOGY CHIPS SLICES HOSTS PROCESSES MAX_RESTARTS SERVICE_ACCOUNT BUCKET COMMAND_WORDS"
 manifest() {
     local line name
     while IFS= read -r line; do
@@ -112,14 +122,15 @@ manifest() {
             line=${line% #? *}
             ;;
         esac
-        for name in NAME MAX_RESTARTS SLICES HOSTS SERVICE_ACCOUNT ACCELERATOR TOPOLOGY IMAGE CHIPS BUCKET COMMAND_WORDS; do
+        for name in $NAMES; do
             line=${line//"\${$name}"/${!name}}
         done
         printf '%s\n' "$line"
     done <"$TEMPLATE"
 }
 
-needs kubectl "Install it, and then \`gcloud container clusters get-credentials CLUSTER\`: https://kubernetes.io/docs/tasks/tools/"
+needs kubectl \
+    "Install it, and then \`gcloud container clusters get-credentials CLUSTER\`: https://kubernetes.io/docs/tasks/tools/"
 if [ "$DRY_RUN" ]; then
     manifest
     exit 0
@@ -130,5 +141,6 @@ manifest | "${kubectl[@]}" create -f - ||
     fail "kubectl did not create it; its message is above." \
         "If one of that name is there: kubectl delete jobset $NAME lets it save and end; then this command again goes on." \
         "If JobSet is not known: https://jobset.sigs.k8s.io/docs/installation"
-say "Its output: ${kubectl[*]} logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0" \
-    "To save and end: ${kubectl[*]} delete jobset $NAME"
+first="jobset.sigs.k8s.io/jobset-name=$NAME,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+say "Its output: ${kubectl[*]} logs --follow --selector=$first"
+say "To save and end: ${kubectl[*]} delete jobset $NAME"

@@ -23,9 +23,9 @@ while [ $# -gt 0 ]; do
     --nodes=*) nodes=${1#*=} ;;
     --gpus-per-node=*) gpus=${1#*=} ;;
     --processes-per-node=*) processes=${1#*=} ;;
-    # https://slurm.schedmd.com/sbatch.html: --gpus-per-task implies --tres-bind, which hides a task's GPUs from the others.
+    # https://slurm.schedmd.com/sbatch.html: --gpus-per-task implies --tres-bind, which shows each task its own GPUs only.
     --gpus-per-task=* | --gpus-per-socket=* | --gpu-bind=* | --tres-bind=* | --tres-per-task=*)
-        fail "$1 hides GPUs from processes of the same node, and each has to see all of them." \
+        fail "$1 hides GPUs of a node from its processes, and JAX wants each of them to see all." \
             "Use --gpus-per-node=G, with --processes-per-node=G (one for each GPU) or 1 (one for the node)."
         ;;
     --gpus=* | --gres=*) fail "$1 does not say how many GPUs each node gives." "Use --gpus-per-node=G." ;;

@@ -39,9 +39,13 @@ runtime_version() { # of ACCELERATOR, which is checked and, if it has another na
     v5p | v4) sizes="8 16 32 64 128 256 and further multiples of 8" ;;
     v3) sizes="8 32 64 128 256 512 1024 2048" ;;
     v2) sizes="8 32 128 256 512" ;;
-    *) fail "--accelerator-type=$ACCELERATOR is not known." "Expected: v6e-N, v5p-N, v5e-N (v5litepod-N), v4-N, v3-N or v2-N." ;;
+    *)
+        fail "--accelerator-type=$ACCELERATOR is not known." \
+            "Expected: v6e-N, v5p-N, v5e-N (v5litepod-N), v4-N, v3-N or v2-N."
+        ;;
     esac
-    if ! [[ $size =~ ^[1-9][0-9]{0,4}$ ]] || { ! [[ " $sizes " == *" $size "* ]] && ! [[ $sizes == *multiples* && $((size % 8)) = 0 ]]; }; then
+    if ! [[ $size =~ ^[1-9][0-9]{0,4}$ ]] ||
+        ! { [[ " $sizes " == *" $size "* ]] || [[ $sizes == *multiples* && $((size % 8)) = 0 ]]; }; then
         fail "--accelerator-type=$ACCELERATOR: there is no slice of that size." "$generation has $sizes." \
             "(v6e and v5e count chips; v5p and older count cores, two a chip.)"
     fi
@@ -87,7 +91,8 @@ read_arguments() {
     done
     [[ $NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
         fail "The slice's name is ${NAME:-missing}." "Expected: small letters, digits and dashes, the first a letter."
-    [ "$ZONE" ] || fail "There is no --zone=ZONE." "Which zones have which chips: https://cloud.google.com/tpu/docs/regions-zones"
+    [ "$ZONE" ] || fail "There is no --zone=ZONE." \
+        "Which zones have which chips: https://cloud.google.com/tpu/docs/regions-zones"
     WHERE=(--zone="$ZONE" ${WHERE[@]+"${WHERE[@]}"})
     [[ $WORKER =~ ^[0-9]+$ ]] || fail "--worker=$WORKER is no worker's number."
     case $VERB in
@@ -130,7 +135,8 @@ state() { # of the request for the slice; ABSENT if there is none
 }
 
 create() {
-    queue create --node-id="$NAME" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" ${GCLOUD_FLAGS[@]+"${GCLOUD_FLAGS[@]}"}
+    queue create --node-id="$NAME" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
+        ${GCLOUD_FLAGS[@]+"${GCLOUD_FLAGS[@]}"}
 }
 delete() { queue delete --force "$@"; }
 
@@ -145,9 +151,13 @@ wait_until_active() {
         now=$(state) || fail "gcloud does not tell how the request for $NAME stands; its message is above."
         case $now in
         ACTIVE) return ;;
-        ABSENT) fail "There is no $NAME in $ZONE." "First: scripts/launch/tpu_vm.sh create $NAME --zone=$ZONE --accelerator-type=..." ;;
+        ABSENT)
+            fail "There is no $NAME in $ZONE." \
+                "First: scripts/launch/tpu_vm.sh create $NAME --zone=$ZONE --accelerator-type=..."
+            ;;
         SUSPENDING | SUSPENDED | FAILED | DELETING)
-            fail "The request for $NAME is $now, and will not come back." "Delete it and create it anew; the run goes on from its workdir."
+            fail "The request for $NAME is $now, and will not come back." \
+                "Delete it and create it anew; the run goes on from its workdir."
             ;;
         esac
         [ "$now" = "$last" ] || say "$NAME: $now. Waiting for the machines; Ctrl-C leaves the request in the queue."
@@ -210,10 +220,11 @@ status() {
 
 # A run that fails by itself on a slice that stays is not begun again: it would fail again, and cost. But a slice that
 # is being taken away may fail the run first, so a failure counts when it is seen twice.
+STATES='idle|running|finished|stopped|interrupted|failed [0-9]+'
 suspected=
 look_at_workers() {
     local states
-    states=$(worker_states | sed -n 's/^[^:]*: //p' | sort -u) && [ "$states" ] ||
+    states=$(worker_states | sed -nE "s/^[^:]*: ($STATES)\$/\1/p" | sort -u) && [ "$states" ] ||
         { say "Not all workers answer." && return; }
     has() { grep -qx "$1" <<<"$states"; }
     if has 'failed .*' || has stopped; then
@@ -257,7 +268,10 @@ babysit() {
             case $now in
             ABSENT) create || fail "gcloud did not take the request; its message is above." ;;
             SUSPENDED) delete --quiet || say "It was not deleted; trying again." ;;
-            FAILED) fail "The request for $NAME has failed." "Why: gcloud compute tpus queued-resources describe $NAME ${WHERE[*]}" ;;
+            FAILED)
+                fail "The request for $NAME has failed." \
+                    "Why: gcloud compute tpus queued-resources describe $NAME ${WHERE[*]}"
+                ;;
             ACTIVE) look_at_workers ;;
             esac
             last=$now
@@ -271,7 +285,8 @@ cd "$REPOSITORY"
 case $VERB in
 create)
     create
-    [ "$DRY_RUN" ] || say "Asked for $ACCELERATOR with $RUNTIME. Next: scripts/launch/tpu_vm.sh run $NAME --zone=$ZONE -- vfm train ..."
+    [ "$DRY_RUN" ] || say "Asked for $ACCELERATOR with $RUNTIME." \
+        "Next: scripts/launch/tpu_vm.sh run $NAME --zone=$ZONE -- vfm train ..."
     ;;
 run) run_on_all ;;
 logs) on_worker "$WORKER" bash tpu_worker.sh log ;;

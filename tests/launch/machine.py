@@ -1,4 +1,4 @@
-"""Scripts run as a user runs them, with stand-ins for gcloud, sbatch, kubectl and the like that write down each call."""
+"""Scripts run as a user runs them, with stand-ins for gcloud, sbatch, kubectl and more that write down each call."""
 
 import os
 import pathlib
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 # Whatever else is installed here, a test does not find it.
-TOOLS = "bash basename cat chmod cp cut date dirname env flock git grep gzip head hostname id mkdir mktemp mv nohup ps rm"
+TOOLS = (
+    "bash basename cat chmod cp cut date dirname env flock git grep gzip head hostname id mkdir mktemp mv nohup rm"
+)
 TOOLS += " sed setsid sort tail tar tee touch tr uname wc xargs"
 
 
@@ -56,7 +58,8 @@ class Machine:
     def run(self, command: str | Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in the checkout, given as words or as one would type it."""
         words = shlex.split(command) if isinstance(command, str) else list(command)
-        return subprocess.run(words, cwd=self.code, env=self.environment | variables, capture_output=True, text=True, timeout=120)
+        env = self.environment | variables
+        return subprocess.run(words, cwd=self.code, env=env, capture_output=True, text=True, timeout=120)
 
     def commit(self) -> None:
         """Makes the checkout a git repository with one commit."""

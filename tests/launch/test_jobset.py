@@ -1,4 +1,4 @@
-"""The JobSet manifest: a cluster would take it, its numbers fit the slice, and mistakes are refused before kubectl."""
+"""The JobSet manifest: a cluster would take it, its numbers fit the slice; mistakes are refused before kubectl."""
 
 import json
 import re
@@ -60,12 +60,20 @@ def test_pods_and_chips_follow_from_the_topology(machine, on, label, hosts, chip
     assert (spec["parallelism"], spec["completions"]) == (hosts, hosts)
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == label
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == on.split(":")[1]
-    assert pod["containers"][0]["resources"] == {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}}
+    tpu = {"google.com/tpu": chips}
+    assert pod["containers"][0]["resources"] == {"requests": tpu, "limits": tpu}
     assert pod["terminationGracePeriodSeconds"] >= 60
 
 
+def test_every_pod_is_told_how_many_processes_there_are(machine):
+    replicas, spec = job(manifest(machine, f"a --on=v5e:4x8 --slices=3 --dry-run {GIVEN}"))
+    variables = {entry["name"]: entry.get("value") for entry in spec["template"]["spec"]["containers"][0]["env"]}
+    assert (replicas, spec["completions"], variables["JAX_NUM_PROCESSES"]) == (3, 8, "24")
+    assert {"JOBSET_NAME", "REPLICATED_JOB_NAME", "JOB_INDEX"} <= set(variables)
+
+
 def test_arguments_reach_the_container_as_they_were_given(machine):
-    words = ["--config.title=it's \"so\" & 100 % $(HOME) \\ $$", "--config.x=", "a b*"]
+    words = ['--config.title=it\'s "so" & 100 % $(HOME) \\ $$', "--config.x=", "a b*"]
     found = manifest(machine, f"a --on=v5e:4x4 --dry-run {GIVEN} {shlex.join(words)}")
     command = job(found)[1]["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["bash", "scripts/launch/attend.sh", "--forward-term"]

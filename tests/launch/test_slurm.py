@@ -1,10 +1,11 @@
-"""slurm.sh and what it submits: the numbers sbatch gets, the checks inside the allocation, and going on after a requeue."""
+"""slurm.sh and what it submits: the numbers sbatch gets, checks inside an allocation, going on after a requeue."""
 
 import json
 
 import pytest
 
-COMMAND = "-- vfm train --config=c.py --workdir=run"
+VFM = ["vfm", "train", "--config=c.py", "--workdir=run"]
+COMMAND = f"-- {' '.join(VFM)}"
 
 # One task of the step, as SLURM would start it; the options of srun are written down and dropped.
 SRUN = """
@@ -32,7 +33,7 @@ def test_one_process_for_each_gpu_or_for_the_node_is_submitted(machine, options,
     words = submitted(machine)
     assert words[:3] == ["--nodes=2", options.split()[0], f"--ntasks-per-node={processes}"]
     assert words[3:5] == ["--time=1:00:00", "--comment=a b"]
-    assert words[5:] == ["scripts/launch/slurm.sbatch", *"vfm train --config=c.py --workdir=run".split()]
+    assert words[5:] == ["scripts/launch/slurm.sbatch", *VFM]
     assert "--cpus-per-task" in done.stderr
 
 
@@ -44,7 +45,7 @@ def test_the_batch_script_asks_to_be_told_and_to_be_put_back(machine):
 
 @pytest.fixture
 def job(machine):
-    """Runs the batch script on a node: GPUs of the driver, of the job, tasks on each node, and SLURM's other words."""
+    """Runs the batch script on a node: GPUs of the driver and of the job, tasks on each node, SLURM's other words."""
     machine.program("srun", SRUN)
     machine.program("scontrol")
     machine.program("vfm")
@@ -61,7 +62,7 @@ def job(machine):
         }
         if given is not None:
             slurm["SLURM_GPUS_ON_NODE"] = str(given)
-        script = ["bash", "scripts/launch/slurm.sbatch", *"vfm train --config=c.py --workdir=run".split()]
+        script = ["bash", "scripts/launch/slurm.sbatch", *VFM]
         return machine.run(script, **slurm | variables)
 
     return run
@@ -85,7 +86,7 @@ def test_a_whole_node_is_used(machine, job, given, words):
     done = job(**given)
     assert done.returncode == 0, done.stderr
     assert words in done.stderr
-    assert machine.calls("vfm") == [["vfm", "train", "--config=c.py", "--workdir=run"]]
+    assert machine.calls("vfm") == [VFM]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ def test_a_job_submitted_from_elsewhere_says_so(machine):
         (f"--gpus-per-node=0 {COMMAND}", "--gpus-per-node=0 is not a whole number of at least 1"),
         (f"--gpus-per-node=8 --nodes=x {COMMAND}", "--nodes=x is not a whole number"),
         (f"--gpus-per-node=8 --processes-per-node=4 {COMMAND}", "would share 8 GPUs unevenly"),
-        (f"--gpus-per-node=8 --gpus-per-task=1 {COMMAND}", "hides GPUs from processes"),
-        (f"--gpus-per-node=8 --gpu-bind=single:1 {COMMAND}", "hides GPUs from processes"),
+        (f"--gpus-per-node=8 --gpus-per-task=1 {COMMAND}", "hides GPUs of a node from its processes"),
+        (f"--gpus-per-node=8 --gpu-bind=single:1 {COMMAND}", "hides GPUs of a node from its processes"),
         (f"--gres=gpu:8 {COMMAND}", "Use --gpus-per-node=G"),
         (f"--gpus-per-node=8 --ntasks-per-node=8 {COMMAND}", "use --processes-per-node"),
         (f"--gpus-per-node=8 --signal=USR1@60 {COMMAND}", "is set by slurm.sbatch"),

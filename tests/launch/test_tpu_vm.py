@@ -7,20 +7,22 @@ import pytest
 ZONE = "--zone=us-west4-a"
 COMMAND = "-- vfm train --config=c.py --workdir=gs://bucket/runs/a"
 
-# The state of the request is the next line of $CALLS.requests, and that of the workers the next of $CALLS.workers; the
-# last line stays. What is copied is kept.
+# The state of the request is the next line of $CALLS.requests, that of the workers the next of $CALLS.workers; the
+# last line stays. What is copied is kept. Beside the workers' words gcloud has some of its own.
 GCLOUD = """
 next() { head -n 1 "$CALLS.$1"; [ "$(wc -l <"$CALLS.$1")" = 1 ] || sed -i 1d "$CALLS.$1"; }
 case "$*" in
 *' describe '*)
     state=$(next requests)
     case $state in
-    ABSENT) echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found" >&2; exit 1 ;;
+    ABSENT) echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource ..." >&2; exit 1 ;;
     DENIED) echo "ERROR: PERMISSION_DENIED" >&2; exit 1 ;;
     esac
     echo "$state" ;;
 *' scp '*) cp "$5" "$CALLS.tar.gz" ;;
-*'tpu_worker.sh status'*) next workers | tr ' ' '\\n' | sed -e 's/^/host: /' -e 's/_/ /' ;;
+*'tpu_worker.sh status'*)
+    echo "SSH: Attempting to connect to worker 0..."
+    next workers | tr ' ' '\\n' | sed -e 's/^/host: /' -e 's/_/ /' ;;
 esac
 """
 
@@ -29,8 +31,9 @@ def verbs(machine):
     """Of each call the words that tell: create, describe, scp, or what a worker was told."""
     told = []
     for call in machine.calls("gcloud"):
-        command = [word.removeprefix("--command=bash tpu_worker.sh ") for word in call if word.startswith("--command=")]
-        told.append(command[0].split()[0] if command and "status" not in command[0] else "status" if command else call[4])
+        command = call[-1].removeprefix("--command=bash ")
+        verb = "status" if "tpu_worker.sh status" in command else command.split()[1]
+        told.append(verb if call[4] == "ssh" else call[4])
     return told
 
 
@@ -131,7 +134,7 @@ def test_status_asks_the_workers_of_an_active_slice_only(machine, gcloud):
     gcloud("PROVISIONING, ACTIVE", "running")
     first, second = (machine.run(f"scripts/launch/tpu_vm.sh status pod {ZONE}").stdout for _ in range(2))
     assert first == "pod: PROVISIONING\n"
-    assert second == "pod: ACTIVE\nhost: running\n"
+    assert second.splitlines()[::2] == ["pod: ACTIVE", "host: running"]
 
 
 BABYSIT = f"scripts/launch/tpu_vm.sh babysit pod {ZONE} --accelerator-type=v5e-16 --spot {COMMAND}"
@@ -202,13 +205,13 @@ CREATE = f"create pod {ZONE} --accelerator-type="
         (f"{CREATE}v6e-x", "no slice of that size"),
         (f"{CREATE}v5e-12", "v5litepod has 1 4 8 16"),
         (f"{CREATE}v5p-12", "multiples of 8"),
-                (f"{CREATE}tpu7x-8", "to be had on GKE"),
+        (f"{CREATE}tpu7x-8", "to be had on GKE"),
         (f"{CREATE}v6e-8 --runtime-version=x", "chosen by this script"),
         (f"{CREATE}v6e-8 {COMMAND}", "create starts no command"),
         (f"run pod {ZONE}", "found: nothing"),
         (f"run pod {ZONE} -- vfm eval --workdir=gs://b/a", "Expected: -- vfm train"),
         (f"run pod {ZONE} -- vfm train --config=c.py", "no --workdir"),
-        (f"run pod {ZONE} -- vfm train --workdir=runs/a", "inside the copy of the code"),
+        (f"run pod {ZONE} -- vfm train --workdir=runs/a", "each host's own copy of the code"),
         (f"run pod {ZONE} -- vfm train --workdir=s3://b/a", "no path"),
         (f"run pod {ZONE} -- vfm train --workdir=gs://b/", "no place in a bucket"),
         (f"run pod {ZONE} --spot {COMMAND}", "run does not take --spot"),

@@ -49,7 +49,8 @@ def worker(machine):
         return found.removeprefix("w0: ").strip()
 
     pack()
-    run.pack, run.start, run.wait_for, run.log = pack, start, wait_for, machine.home / "vfm_jax" / ".launch" / "run.log"
+    run.pack, run.start, run.wait_for = pack, start, wait_for
+    run.log = machine.home / "vfm_jax" / ".launch" / "run.log"
     yield run
     run("stop", "1")
 
