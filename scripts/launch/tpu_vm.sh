@@ -166,33 +166,32 @@ wait_until_active() {
     done
 }
 
-# What git tracks, as it is in the working tree; never .venv, runs, or a file of keys that git was not told to keep.
-pack() { # FILE
+# What git tracks, as it is in the working tree; never .venv, runs, or a file of keys that git was not told to keep. Done
+# once: what is edited while `babysit` waits does not slip into the run.
+ARCHIVE=vfm_code.tar.gz
+pack() {
     local tree left
     if [ "$DRY_RUN" ]; then
-        echo "git archive --format=tar.gz --output=$1 \"\$(git stash create | grep . || echo HEAD)\""
+        echo "git archive --format=tar.gz --output=$ARCHIVE \"\$(git stash create | grep . || echo HEAD)\""
         return
     fi
-    tree=$(git stash create) || fail "$REPOSITORY is no git checkout, so what to copy is unknown."
-    git archive --format=tar.gz --output="$1" "${tree:-HEAD}" || return
+    tree=$(git stash create) || fail "git does not tell what it tracks in $REPOSITORY; its message is above."
+    ARCHIVE=$(mktemp -d)/$ARCHIVE
+    trap 'rm -r "$(dirname "$ARCHIVE")"' EXIT
+    git archive --format=tar.gz --output="$ARCHIVE" "${tree:-HEAD}"
     left=$(git ls-files --others --exclude-standard | head -n 5 | tr '\n' ' ')
     [ -z "$left" ] || say "Not copied, since git does not track them: ${left}(git add what the run needs)"
 }
 
 launch() { # each step on all workers before the next: a slice of which one worker is missing only waits
-    local folder=. archive done=yes
-    [ "$DRY_RUN" ] || folder=$(mktemp -d)
-    archive=$folder/vfm_code.tar.gz
-    { pack "$archive" &&
-        run gcloud compute tpus tpu-vm scp "$archive" scripts/launch/tpu_worker.sh "$NAME:" "${WHERE[@]}" --worker=all &&
+    run gcloud compute tpus tpu-vm scp "$ARCHIVE" scripts/launch/tpu_worker.sh "$NAME:" "${WHERE[@]}" --worker=all &&
         on_worker all bash tpu_worker.sh setup ${BUCKET:+"$BUCKET"} &&
-        on_worker all bash tpu_worker.sh start "${COMMAND[@]}"; } || done=
-    [ "$DRY_RUN" ] || rm -r "$folder"
-    [ "$done" ]
+        on_worker all bash tpu_worker.sh start "${COMMAND[@]}"
 }
 
 run_on_all() {
     wait_until_active
+    pack
     launch || fail "The run was not started on all workers; the message is above." \
         "See scripts/launch/tpu_vm.sh status $NAME --zone=$ZONE; the same command again is safe."
     [ -z "$DRY_RUN" ] || return 0
@@ -249,8 +248,9 @@ look_at_workers() {
 
 babysit() {
     local now last=
+    pack
     if [ "$DRY_RUN" ]; then
-        echo "# Once a minute:"
+        echo "# once a minute:"
         describe
         echo "# if there is no such request:"
         create

@@ -31,9 +31,12 @@ def verbs(machine):
     """Of each call the words that tell: create, describe, scp, or what a worker was told."""
     told = []
     for call in machine.calls("gcloud"):
-        command = call[-1].removeprefix("--command=bash ")
-        verb = "status" if "tpu_worker.sh status" in command else command.split()[1]
-        told.append(verb if call[4] == "ssh" else call[4])
+        if call[4] != "ssh":
+            told.append(call[4])
+        elif "tpu_worker.sh status" in call[-1]:
+            told.append("status")
+        else:
+            told.append(call[-1].removeprefix("--command=bash tpu_worker.sh ").split()[0])
     return told
 
 
@@ -152,6 +155,8 @@ def test_babysit_brings_a_preempted_slice_back_and_goes_on_in_the_same_workdir(m
     starts = [call for call in machine.calls("gcloud") if "start vfm train" in call[-1]]
     assert len(starts) == 2
     assert starts[0] == starts[1]
+    first, second = [call for call in machine.calls("gcloud") if call[4] == "scp"]
+    assert first == second, "the code is packed once"
     assert "The run is finished." in done.stderr
 
 
