@@ -26,7 +26,7 @@ ALLOWED = {
     "experiment": FLOOR_1 | BELOW_EXPERIMENT,
     "train": {"experiment", "report", "core"},
     "export": {"train", "experiment", "weights", "core"},
-    "plan": {"train", "experiment"},
+    "plan": {"train", "experiment", "report", "core"},
     "data_report": {"train", "experiment", "data", "report", "core"},
     "cli": {"", "export", "plan", "train", "embed", "data_report", "experiment"} | FLOOR_1 | BELOW_EXPERIMENT,
 }

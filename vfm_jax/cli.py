@@ -5,6 +5,7 @@
     vfm eval    --config=FILE[:ARG] --config.init.weights=PATH [--json]      public weights, without a run
     vfm report  --workdir=DIR
     vfm inspect --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--sharding] [--devices=N] [--json]
+    vfm plan    CONFIG --on=DEVICES [--config.FIELD=VALUE ...] [--examples=N] [--json]
     vfm config  --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--json]
 
     vfm data       CONFIG|PATH [--out=data_report.html] [--json]   what is in it, what is wrong, how fast it is read
@@ -24,6 +25,8 @@ CONFIG is FILE.py[:ARG], and takes --config.FIELD=VALUE; a PATH of images takes 
 looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, says what a recipe needs (`data`).
 `inspect --sharding` compiles the step and tells where each leaf lies, and what the devices send each other; with
 --devices=N as on so many, simulated.
+`plan` says before launch what a run takes on devices that need not be there, and whether it fits: v5e:16x16,
+v5p:8x8x8, v6e:4x4, h100:8, h200:1 or cpu. Data that are not here are known by their size (--examples=N).
 `train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
@@ -476,6 +479,26 @@ def _inspect_sharding(recipe: Mapping[str, Any], flags: Flags) -> None:
         print(f"Beside the state and the batch a step takes {layout.temporary_bytes / 1e6:,.1f} MB on each device.")
 
 
+def _plan(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    location = flags.pop("config")
+    if "on" not in flags:
+        raise _Mistake("say for which devices: --on=v5e:4x4, v5p:8x8x8, v6e:16x16, h100:8, h200:1 or cpu.")
+    import jax
+
+    from vfm_jax.plan import find_target, plan
+    from vfm_jax.plan.words import as_json, tell
+
+    jax.config.update("jax_enable_compilation_cache", False)  # the time that compiling takes is one of the figures
+    target = find_target(flags["on"])
+    recipe = _recipe(flags | {"config": location}, overrides)
+    planned = plan(recipe, target, _number(flags, "examples", 1) if "examples" in flags else None)
+    if "json" in flags:
+        print(json.dumps([as_json(one) for one in planned], indent=1))
+        return
+    for one in planned:
+        tell(one, target)
+
+
 def _simulate(count: int) -> None:
     """Has JAX take the processor for so many devices."""
     import jax
@@ -893,6 +916,7 @@ COMMANDS = {
     "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "sharding": True, "devices": False, "json": True}),
+    "plan": Command(_plan, {"on": False, "examples": False, "json": True}, ("config",)),
     "config": Command(_config, {"config": False, "json": True}),
     "data": Command(
         _data, {"limit": False, "out": False, "step-seconds": False, "workdir": False, "json": True}, ("path",)

@@ -39,6 +39,7 @@ from vfm_jax.data.ledger import Ledger, bad_samples
 from vfm_jax.data.pipeline import HOST_FIELDS, HostBatch, blank_rows, check_loader, eval_batches, train_batches
 from vfm_jax.data.resident import STORED, on_every_device, read_whole, stored_bytes, stored_fields, take_rows
 from vfm_jax.data.sources import SOURCES, Source
+from vfm_jax.data.sources.blank import BlankSource, size_of
 from vfm_jax.data.tokenizer import keep_tokenizer
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
 from vfm_jax.evaluators.feature_cache import FeatureCache, KeptFeatures
@@ -64,12 +65,16 @@ from vfm_jax.weights import frozen
 from vfm_jax.weights.initial import PRETRAINED, InitialWeights
 
 __all__ = [
+    "MODELS",
+    "OPTIMIZERS",
     "Evaluation",
     "Experiment",
     "Ledger",
     "Objective",
+    "Source",
     "Variables",
     "bad_samples",
+    "blank_source",
     "build_experiment",
     "combination",
     "complete",
@@ -77,6 +82,7 @@ __all__ = [
     "listed",
     "observe_embedding",
     "observe_shares",
+    "read_source",
     "resample_positions",
 ]
 
@@ -336,8 +342,10 @@ def build_experiment(
     log_every_steps: int = 10,
     writers: Sequence[str] = (),
     stage: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    source: Source | None = None,
 ) -> Experiment:
-    """Builds one stage; the keywords are the fields of a recipe.
+    """Builds one stage; the keywords are the fields of a recipe, but for the last three, which the program sets.
 
     Args:
         data: a source by name with its keywords, and `batch_size` (global), `workers`, `threads`, `repeats` and
@@ -376,7 +384,9 @@ def build_experiment(
         checkpoints: {"every_epochs": 1, "keep_last": 2}, any unit.
         log_every_steps: how often metrics are written.
         writers: besides metrics.jsonl: "tensorboard", "wandb".
-        stage: position among the recipe's stages; set by the program.
+        stage: position among the recipe's stages.
+        devices: of the mesh; those there are by default. A plan has the ones it is made for.
+        source: stands for all of the recipe's data, which then need not be there; see `blank_source`.
 
     Raises:
         UserError: a field, name or value that cannot be; nothing expensive has run by then.
@@ -390,7 +400,7 @@ def build_experiment(
     _check_count(batch_size, "config.data.batch_size")
     check_loader(**loader)
     _check_count(num_micro_batches, "config.num_micro_batches")
-    device_mesh = _build_mesh(mesh)
+    device_mesh = _build_mesh(mesh, devices)
     check_batch_size(batch_size, device_mesh, num_micro_batches)
     check_batch_size(eval_batch_size, device_mesh)
 
@@ -409,7 +419,8 @@ def build_experiment(
     for baseline in baselines:
         lookup(dict.fromkeys(BASELINES), baseline, "config.baselines")
 
-    canvases = _build_source(fields, "config.data", holding)
+    stands_in = source is not None
+    canvases = source if source is not None else _build_source(fields, "config.data", holding)
     source = _cropped(canvases, holding, seed, stage)
     resident = _is_resident(source, holding, device_mesh)
     eval_sources = {}
@@ -418,7 +429,7 @@ def build_experiment(
             where = f"config.eval_data.{split}"
             # Evaluators see whole photos, on canvases, whatever training cuts out of them.
             eval_sources[split] = canvases
-            if overlay := eval_data.get(split):
+            if (overlay := eval_data.get(split)) and not stands_in:
                 own = _overlaid(fields, overlay, where)
                 takes_texts = "tokenizer" in keywords(lookup(SOURCES, own["name"], f"{where}.name"))
                 if takes_texts and "tokenizer" not in overlay and hasattr(source, "tokenizer"):
@@ -504,14 +515,63 @@ def build_experiment(
     )
 
 
-def from_recipe(recipe: Mapping[str, Any], stage: int = 0) -> Experiment:
+PROGRAMS_OWN = ("stage", "devices", "source")  # keywords of `build_experiment` that are no fields of a recipe
+
+
+def from_recipe(
+    recipe: Mapping[str, Any],
+    stage: int = 0,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    source: Source | None = None,
+) -> Experiment:
     """The experiment that one stage's fields describe.
 
     Raises:
         UserError: as `build_experiment`, and for a field that is none of its keywords.
     """
-    check_fields(build_experiment, recipe, "config", given=("stage",))
-    return build_experiment(**recipe, stage=stage)
+    check_fields(build_experiment, recipe, "config", given=PROGRAMS_OWN)
+    return build_experiment(**recipe, stage=stage, devices=devices, source=source)
+
+
+def read_source(recipe: Mapping[str, Any]) -> Source:
+    """What one stage trains on, before it is cropped.
+
+    Raises:
+        UserError: it is not there.
+    """
+    others = {*LOADER, *HOLDING, "batch_size"}
+    fields = {name: value for name, value in recipe["data"].items() if name not in others}
+    return _build_source(fields, "config.data", {name: recipe["data"].get(name) for name in HOLDING})
+
+
+def blank_source(recipe: Mapping[str, Any], num_examples: int | None = None) -> Source:
+    """As large as the recipe's data, and without them.
+
+    Args:
+        recipe: one stage's fields.
+        num_examples: how many there are; where the data set is well known, None.
+
+    Raises:
+        UserError: the length of the run counts in epochs, and how long one is is not known.
+    """
+    data = recipe["data"]
+    known = size_of(data)
+    if num_examples is None and known is None and (recipe.get("total_epochs") or not _counts_no_epochs(recipe)):
+        raise UserError(
+            f"config.data ({data.get('name')}) cannot be read here, and how many images it has is not known: an "
+            "epoch has no length. Say it with --examples=N."
+        )
+    heads = [one.get("num_classes", 0) for one in (*recipe["networks"].values(), recipe.get("mix", {}))]
+    return BlankSource(data, num_examples or known or 1, max([0, *heads]))
+
+
+def _counts_no_epochs(fields: Mapping[str, Any]) -> bool:
+    return not any(
+        (name.endswith("_epochs") and value) or (isinstance(value, Mapping) and not _counts_no_epochs(value))
+        for name, value in fields.items()
+        if name not in ("checkpoints", "evals")  # how often does not matter
+    )
 
 
 def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -563,10 +623,10 @@ def _check_count(value: Any, where: str) -> None:
         raise UserError(f"{where} is {value!r}; expected a whole number, one or more.")
 
 
-def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
+def _build_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None) -> jax.sharding.Mesh:
     check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
     sizes: dict[str, Any] = dict(mesh)
-    return make_mesh(**sizes)
+    return make_mesh(**sizes, devices=devices)
 
 
 def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> InitialWeights | None:
@@ -966,7 +1026,7 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with every field that it leaves to a default written out, for overrides and for the record."""
     full: dict[str, Any] = dict(RUN_FIELDS)
     for name, p in keywords(build_experiment).items():
-        if name != "stage" and p.default is not p.empty:
+        if name not in PROGRAMS_OWN and p.default is not p.empty:
             full[name] = p.default
     full |= {name: dict(value) if isinstance(value, Mapping) else value for name, value in recipe.items()}
     tables = dict(data=SOURCES, objective=OBJECTIVES, optimizer=OPTIMIZERS, schedule=SCHEDULES)

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vfm_jax.core.collectives import Collective, collectives
+from vfm_jax.core.hlo import parse
 from vfm_jax.core.sharding import make_mesh
 
 PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8
@@ -41,7 +42,7 @@ ENTRY %main.5_spmd (param.4: f32[5,128,512], param.5: f32[8,512]) -> f32[5,128,5
 
 
 def test_each_kind_is_counted_in_whole_arrays_and_every_turn_of_a_loop():
-    assert collectives(PROGRAM) == [
+    assert collectives(parse(PROGRAM)) == [
         Collective("all-gather", 4, "jit(f)/while/dot", 12, 12 * 512 * 512 * 2),
         Collective("all-reduce", 4, "rare", 12, 12 * (16 + 4) * 4),
         Collective("all-gather", 4, "start", 1, 8 * 8 * 4),
@@ -52,7 +53,7 @@ def test_each_kind_is_counted_in_whole_arrays_and_every_turn_of_a_loop():
 
 
 def test_a_program_of_one_device_sends_nothing():
-    assert collectives(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == []
+    assert collectives(parse(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text())) == []
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -65,7 +66,7 @@ def test_the_compilers_own_text_is_understood():
     w = jax.ShapeDtypeStruct((256, 64), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
     x = jax.ShapeDtypeStruct((16, 256), jnp.float32, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
     whole = NamedSharding(mesh, P())
-    found = collectives(jax.jit(jax.grad(loss), out_shardings=whole).lower(w, x).compile().as_text())
+    found = collectives(parse(jax.jit(jax.grad(loss), out_shardings=whole).lower(w, x).compile().as_text()))
     assert {one.kind for one in found} == {"all-gather", "all-reduce"}
     of_weights = 256 * 64 * 4
     assert next(one for one in found if one.kind == "all-gather").num_bytes == of_weights

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import jax
 
+from vfm_jax.core.chips import chip_of
+
 # Options of mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -26,6 +28,13 @@ def keep_freed_memory() -> None:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int:
-    """Bytes that an array on every one of the devices may take on each: of CPUs, their part of the machine's."""
-    least = min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices)
+    """Bytes that an array on every one of the devices may take on each: of CPUs, their part of the machine's.
+
+    Devices that a plan is made for are not here to be asked, and have what their makers say.
+    """
+    try:
+        least = min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices)
+    except jax.errors.JaxRuntimeError:  # of a topology
+        chip = chip_of(devices[0].device_kind)
+        return int(chip.memory / chip.devices) if chip else 0
     return least or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)

@@ -1,17 +1,21 @@
 """Where everything of a run lies on the devices, and what they send each other: told before it is started."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from vfm_jax.core.collectives import Collective, collectives
+from vfm_jax.core.hlo import parse
 from vfm_jax.core.sharding import shardings
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.experiment import from_recipe
+from vfm_jax.core.types import Batch
+from vfm_jax.experiment import Experiment, from_recipe
 from vfm_jax.train.loop import blank_state, jitted_step
 from vfm_jax.train.stages import read_stages
+from vfm_jax.train.state import TrainState
 
 
 class StageLayout(NamedTuple):
@@ -34,6 +38,34 @@ class StageLayout(NamedTuple):
     kinds: list[dict[str, Any]]
     messages: list[Collective]
     temporary_bytes: int
+
+
+class TracedStep(NamedTuple):
+    """The step of a stage as JAX has it, for devices that need not be there; nothing is allocated or run.
+
+    Attributes:
+        state: shape, dtype and sharding of every leaf.
+        batch: likewise.
+        traced: the program.
+    """
+
+    state: TrainState
+    batch: Batch
+    traced: jax.stages.Traced
+
+    def compile(self) -> tuple[jax.stages.Compiled, float]:
+        """What the compiler makes of it, and the seconds that it takes."""
+        lowered = self.traced.lower()
+        began = time.perf_counter()
+        executable = lowered.compile()
+        return executable, time.perf_counter() - began
+
+
+def trace_step(experiment: Experiment) -> TracedStep:
+    """The step of a stage on the devices of its mesh."""
+    _, _, state = blank_state(experiment)
+    batch = experiment.abstract_batch()
+    return TracedStep(state, batch, jitted_step(experiment, state).trace(state, batch))
 
 
 def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -64,11 +96,10 @@ def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
     """
     for number, stage in enumerate(read_stages(recipe)):
         experiment = from_recipe(stage.recipe, number)
-        _, _, abstract = blank_state(experiment)
-        batch = experiment.abstract_batch()
-        compiled = jitted_step(experiment, abstract).lower(abstract, batch).compile()
-        memory = compiled.memory_analysis()
-        leaves = {name: leaf for name, leaf in named_leaves(abstract).items() if leaf.shape}
+        step = trace_step(experiment)
+        executable, _ = step.compile()
+        memory = executable.memory_analysis()
+        leaves = {name: leaf for name, leaf in named_leaves(step.state).items() if leaf.shape}
         yield StageLayout(
             stage.name,
             dict(experiment.mesh.shape),
@@ -82,13 +113,16 @@ def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
                 }
                 for name, leaf in leaves.items()
             ],
-            _kinds(leaves | {f"batch/{name}": leaf for name, leaf in named_leaves(batch).items()}),
-            collectives(compiled.as_text()),
+            kinds(step.state, step.batch),
+            collectives(parse(executable.as_text() or "")),
             memory.temp_size_in_bytes if memory else 0,
         )
 
 
-def _kinds(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
+def kinds(state: TrainState, batch: Batch) -> list[dict[str, Any]]:
+    """Leaves and bytes of a state by what they are, and of a batch: a row for params, extra, opt_state, ..."""
+    leaves = {name: leaf for name, leaf in named_leaves(state).items() if leaf.shape}
+    leaves |= {f"batch/{name}": leaf for name, leaf in named_leaves(batch).items()}
     kinds: dict[str, list[Any]] = {}
     for name, leaf in leaves.items():
         kinds.setdefault(name.split("/", 1)[0], []).append(leaf)

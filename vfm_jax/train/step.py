@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vfm_jax.core.flops import Flops, model_flops
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.trees import split_flowing
 from vfm_jax.core.types import Batch, Measurements
@@ -63,6 +64,26 @@ def make_step(
         return TrainState(state.step + 1, params, extra, opt_state, ema, profiles), measured
 
     return step
+
+
+def step_flops(objective: Objective, views: Views, state: TrainState, batch: Batch) -> Flops:
+    """Operations of the networks and the loss on a batch, and of their gradient; the views' are not counted.
+
+    Args:
+        objective: the method.
+        views: device function from a host batch to what the objective takes.
+        state: arrays, or their shapes.
+        batch: likewise, of the host.
+    """
+
+    def loss(params: Any, extra: Any, batch: Batch, key: jax.Array, step: jax.Array) -> jax.Array:
+        batch = objective.draw(batch, key, step)
+        outputs, extra = objective.forward(params, extra, batch, key, step)
+        return objective.criterion(params, extra, outputs, step)[0]
+
+    key = jax.random.key(0)
+    seen = jax.eval_shape(views, key, batch)
+    return model_flops(loss, state.params, state.extra, seen, key, state.step)
 
 
 def gradients(

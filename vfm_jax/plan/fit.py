@@ -1,0 +1,130 @@
+"""What would make a stage fit, and how large its batch could be: each answer is compiled, none is guessed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from vfm_jax.core.errors import UserError
+from vfm_jax.core.tables import keywords
+from vfm_jax.experiment import MODELS, OPTIMIZERS
+from vfm_jax.plan.stage import StagePlan
+from vfm_jax.train.stages import Stage
+
+Recipe = dict[str, Any]
+Try = Callable[[Stage], StagePlan]
+
+MICRO_BATCHES = (2, 4, 8)
+ATTEMPTS = 3  # compilations that the search for a batch may take
+
+
+class Change(NamedTuple):
+    """Settings that were tried, as they are written on the command line, and what came of them."""
+
+    settings: tuple[str, ...]
+    plan: StagePlan
+
+
+def changes_that_fit(stage: Stage, plan: StagePlan, attempt: Try) -> Iterator[Change]:
+    """Tries, one after another, what takes less memory, the cheapest in time first; ends at the first that fits.
+
+    Every attempt is told, those that do not fit too. Each keeps what was changed before it: moments in bfloat16,
+    state split over all devices (FSDP), activations computed again, and parts of the batch one after another.
+    """
+    recipe, settings = stage.recipe, ()
+    for change in (_bfloat16_moments, _split_state, _remat("dots"), _remat("full"), *map(_micro, MICRO_BATCHES)):
+        changed = change(recipe, plan)
+        if changed is None:
+            continue
+        recipe, written = changed
+        settings = (*(s for s in settings if s.split("=")[0] not in {w.split("=")[0] for w in written}), *written)
+        try:
+            found = Change(settings, attempt(stage._replace(recipe=recipe)))
+        except UserError:  # a batch or a width that does not divide so
+            continue
+        yield found
+        if found.plan.fits:
+            return
+
+
+def largest_batch(stage: Stage, plan: StagePlan, attempt: Try, num_examples: int) -> StagePlan | None:
+    """The plan of the largest batch that was found to fit; None where not even the smallest does.
+
+    It is no larger than the data set. What a batch takes grows in proportion to it, beside the state: the line
+    through what is known gives the next size, which is then compiled, `ATTEMPTS` times at most. A larger one than the
+    answer may fit, by a few percent.
+    """
+    assert plan.memory_bytes is not None
+    ways = plan.mesh["data"] * plan.mesh["fsdp"] * stage.recipe.get("num_micro_batches", 1)
+    best = plan if plan.fits else None
+    tried, found = {plan.batch_size}, plan
+    for _ in range(ATTEMPTS):
+        per_example = (found.peak_bytes - plan.state_bytes) / found.batch_size
+        room = 0.98 * plan.memory_bytes - plan.state_bytes
+        size = int(max(room, 0) / per_example) // ways * ways
+        size = max(min(size, num_examples // ways * ways), ways)
+        if size in tried or (best is not None and size < 1.05 * best.batch_size):
+            break
+        tried.add(size)
+        data = {**stage.recipe["data"], "batch_size": size}
+        found = attempt(stage._replace(recipe={**stage.recipe, "data": data}))
+        if found.fits and (best is None or size > best.batch_size):
+            best = found
+    return best
+
+
+def _bfloat16_moments(recipe: Recipe, plan: StagePlan) -> tuple[Recipe, tuple[str, ...]] | None:
+    del plan
+    optimizer = recipe["optimizer"]
+    known = keywords(OPTIMIZERS[optimizer["name"]])
+    if "momentum_dtype" not in known:
+        return None
+    if optimizer.get("momentum_dtype", known["momentum_dtype"].default) == "bfloat16":
+        return None
+    changed = {**recipe, "optimizer": {**optimizer, "momentum_dtype": "bfloat16"}}
+    return changed, ("--config.optimizer.momentum_dtype=bfloat16",)
+
+
+def _split_state(recipe: Recipe, plan: StagePlan) -> tuple[Recipe, tuple[str, ...]] | None:
+    ways = plan.mesh["data"] * plan.mesh["fsdp"]
+    if plan.mesh["data"] == 1:
+        return None
+    mesh = {**recipe.get("mesh", {}), "data": 1, "fsdp": ways}
+    return {**recipe, "mesh": mesh}, ("--config.mesh.data=1", f"--config.mesh.fsdp={ways}")
+
+
+def _remat(policy: str) -> Callable[[Recipe, StagePlan], tuple[Recipe, tuple[str, ...]] | None]:
+    def change(recipe: Recipe, plan: StagePlan) -> tuple[Recipe, tuple[str, ...]] | None:
+        del plan
+        networks, written = _with_remat(recipe["networks"], policy, "--config.networks")
+        return ({**recipe, "networks": networks}, tuple(written)) if written else None
+
+    return change
+
+
+def _with_remat(networks: Mapping[str, Any], policy: str, where: str) -> tuple[dict[str, Any], list[str]]:
+    changed, written = {}, []
+    for role, spec in networks.items():
+        changed[role] = spec
+        if not isinstance(spec, Mapping):
+            continue
+        if "name" not in spec:  # a role that is several networks
+            changed[role], inner = _with_remat(spec, policy, f"{where}.{role}")
+            written += inner
+            continue
+        known = keywords(MODELS[spec["name"]]) if spec["name"] in MODELS else {}
+        if "remat" in known and spec.get("remat", known["remat"].default) not in (policy, "full"):
+            changed[role] = {**spec, "remat": policy}
+            written.append(f"{where}.{role}.remat={policy}")
+            if "scan" in known and policy == "full" and not spec.get("scan", False):
+                changed[role]["scan"] = True  # one block's activations, and a program of one block
+                written.append(f"{where}.{role}.scan=True")
+    return changed, written
+
+
+def _micro(times: int) -> Callable[[Recipe, StagePlan], tuple[Recipe, tuple[str, ...]] | None]:
+    def change(recipe: Recipe, plan: StagePlan) -> tuple[Recipe, tuple[str, ...]] | None:
+        del plan
+        if recipe.get("num_micro_batches", 1) >= times:
+            return None
+        return {**recipe, "num_micro_batches": times}, (f"--config.num_micro_batches={times}",)
+
+    return change
