@@ -22,13 +22,14 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
 from vfm_jax.core.memory import device_memory
 from vfm_jax.core.sharding import (
-    FSDP_RULES,
+    RULES,
     Rules,
     batch_sharding,
     check_batch_size,
     global_batch,
     make_mesh,
     replicated,
+    shardings,
 )
 from vfm_jax.core.tables import build, check_fields, keywords, lookup
 from vfm_jax.core.types import Batch
@@ -331,7 +332,7 @@ def build_experiment(
     baselines: Sequence[str] = (),
     dtype: str = "float32",
     mesh: Mapping[str, int] = {},
-    sharding: Sequence[tuple[str, Any]] = FSDP_RULES,
+    sharding: Sequence[tuple[Any, ...]] = RULES,
     checkpoints: Mapping[str, Any] = {},
     log_every_steps: int = 10,
     writers: Sequence[str] = (),
@@ -372,7 +373,7 @@ def build_experiment(
         baselines: what the result is compared with: "random_init", "raw_pixels".
         dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, softmax and losses are float32.
         mesh: {"data": -1, "fsdp": 1, "tensor": 1}; -1 is what is left of the devices.
-        sharding: ordered rules (regex over leaf names, layout); see `core.sharding`.
+        sharding: ordered rules (regex over leaf names, layout, ...); see `core.sharding`.
         checkpoints: {"every_epochs": 1, "keep_last": 2}, any unit.
         log_every_steps: how often metrics are written.
         writers: besides metrics.jsonl: "tensorboard", "wandb".
@@ -441,6 +442,8 @@ def build_experiment(
     train_views, test_views = _build_views(views, mix), build_views(eval_views) if eval_views else None
     sample = _sample(source)
     abstract = _abstract_variables(built_objective, train_views, sample)
+    rules = _read_rules(sharding)
+    _check_tensor_axis(abstract.params, device_mesh, rules)
     _check_labels(source, networks, "config.networks")
     _check_texts(source, networks, "config.networks")
     still = {r"^encoder/": read_duration(init, "freeze", clock, "config.init", 0)} if stage == 0 else {}
@@ -485,7 +488,7 @@ def build_experiment(
         update_ema=average,
         tracker=_build_tracker(posthoc_ema),
         mesh=device_mesh,
-        rules=tuple((pattern, layout) for pattern, layout in sharding),
+        rules=rules,
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         num_micro_batches=num_micro_batches,
@@ -567,6 +570,26 @@ def _build_mesh(mesh: Mapping[str, int]) -> jax.sharding.Mesh:
     check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
     sizes: dict[str, Any] = dict(mesh)
     return make_mesh(**sizes)
+
+
+def _read_rules(sharding: Sequence[Sequence[Any]]) -> Rules:
+    for rule in sharding:
+        if isinstance(rule, str) or len(rule) < 2 or not isinstance(rule[0], str):
+            raise UserError(
+                f"config.sharding: {rule!r} is no rule; expected (regex over leaf names, layout, ...), such as "
+                f"{RULES[0]}."
+            )
+    return tuple((pattern, *layouts) for pattern, *layouts in sharding)
+
+
+def _check_tensor_axis(params: Any, mesh: jax.sharding.Mesh, rules: Rules) -> None:
+    """Refuses a layout that does not fit the networks, and devices that would all do the same work."""
+    layout = shardings(params, mesh, rules)
+    if mesh.shape["tensor"] > 1 and not any("tensor" in leaf.spec for leaf in jax.tree.leaves(layout)):
+        raise UserError(
+            f"config.mesh.tensor is {mesh.shape['tensor']}, but no parameter of these networks is split over it: "
+            "that is for transformers and prototypes. Use fsdp in its place, or name leaves with config.sharding."
+        )
 
 
 def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> InitialWeights | None:

@@ -1,7 +1,8 @@
 """The device mesh in words, sharding rules by leaf name, sharded initialisation and global batches.
 
-A rule is (regex over leaf names, layout). A layout is "fsdp" (the largest dimension that divides is split over the
-fsdp axis), or one mesh axis or None per dimension, counted from the last: `(None, "tensor")`.
+A rule is a regex over leaf names and one or more layouts, each for what those before it left whole. A layout is
+"fsdp" (the largest dimension that divides is split over the fsdp axis), or one mesh axis or None per dimension,
+counted from the last: `(r"up/kernel$", (None, "tensor"), "fsdp")`.
 """
 
 import math
@@ -20,10 +21,21 @@ from vfm_jax.core.trees import label_by_rules, map_named
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 FSDP_RULES = ((r".*", "fsdp"),)
+# Over a tensor axis go the heads and hidden channels of transformers, and the prototypes of heads (Shoeybi et al.,
+# Megatron-LM, 2019, arXiv:1909.08053, Sec. 3): what a block's first product gives stays split until its second one,
+# whose results are summed. What that leaves whole of a leaf, and all other leaves, are fsdp's.
+RULES = (
+    (r"transformer/block_\d+/attention/qkv/(kernel|bias)$", ("tensor", None), "fsdp"),  # d 3 heads head_dim
+    (r"transformer/block_\d+/attention/out/kernel$", ("tensor", None, None), "fsdp"),  # heads head_dim d
+    (r"transformer/block_\d+/mlp/(up|gate)/(kernel|bias)$", ("tensor",), "fsdp"),
+    (r"transformer/block_\d+/mlp/down/kernel$", ("tensor", None), "fsdp"),
+    (r"(^|/)prototypes/(kernel|scale)$", ("tensor",), "fsdp"),
+    *FSDP_RULES,
+)
 FSDP_MIN_SIZE = 2**16  # smaller leaves cost less replicated than gathered
 
 Layout = str | Sequence[str | None]
-Rules = Sequence[tuple[str, Layout]]
+Rules = Sequence[tuple[Any, ...]]  # (regex, layout, layout, ...)
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -46,29 +58,50 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def _spec(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> P:
-    if layout == "fsdp":
-        size = mesh.shape["fsdp"]
-        dims = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
-        if size == 1 or math.prod(shape) < FSDP_MIN_SIZE or not dims:
-            return P()
-        largest = max(dims, key=lambda i: (shape[i], i))
-        return P(*("fsdp" if i == largest else None for i in range(largest + 1)))
+def _spec(name: str, shape: tuple[int, ...], layouts: Sequence[Layout], mesh: Mesh) -> P:
+    spec: list[str | None] = [None] * len(shape)
+    for layout in layouts:
+        split = _largest(shape, spec, mesh) if layout == "fsdp" else _given(name, shape, layout, mesh)
+        if clash := [i for i in split if spec[i] is not None]:
+            raise UserError(f"config.sharding: two layouts split dimension {clash[0]} of {name} {shape}.")
+        for dim, axis in split.items():
+            spec[dim] = axis
+    while spec and spec[-1] is None:
+        spec.pop()
+    return P(*spec)
+
+
+def _largest(shape: tuple[int, ...], taken: Sequence[str | None], mesh: Mesh) -> dict[int, str]:
+    """Dimension -> "fsdp", for the largest that divides; none of a leaf that is small on each device already."""
+    size = mesh.shape["fsdp"]
+    dims = [i for i, n in enumerate(shape) if taken[i] is None and n % size == 0 and n >= size]
+    elements = math.prod(shape) // math.prod(mesh.shape[axis] for axis in taken if axis)
+    if size == 1 or elements < FSDP_MIN_SIZE or not dims:
+        return {}
+    return {max(dims, key=lambda i: (shape[i], i)): "fsdp"}
+
+
+def _given(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> dict[int, str]:
+    """Dimension -> axis, of those that there is something to split in and over."""
     if isinstance(layout, str) or any(axis is not None and axis not in AXES for axis in layout):
         raise UserError(f"config.sharding: layout {layout!r} is neither 'fsdp' nor a tuple of {AXES} or None.")
     if len(layout) > len(shape):
         raise UserError(f"config.sharding: layout {tuple(layout)} has more dimensions than {name} {shape}.")
-    spec: list[str | None] = [None] * (len(shape) - len(layout)) + list(layout)
-    spec = [axis if length > 1 else None for axis, length in zip(spec, shape, strict=True)]  # Adafactor's factors
-    for dim, axis in enumerate(spec):
-        if axis is not None and shape[dim] % mesh.shape[axis]:
+    split = {}
+    for dim, axis in enumerate(layout, len(shape) - len(layout)):
+        if axis is None or mesh.shape[axis] == 1 or shape[dim] == 1:  # 1: of Adafactor's factors
+            continue
+        if shape[dim] % mesh.shape[axis]:
             raise UserError(
-                f"config.sharding: dimension {dim} of {name} {shape} does not divide over {axis}={mesh.shape[axis]}."
+                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide dimension {dim} of {name} {shape}: "
+                f"{shape[dim]} of them cannot be shared out evenly. Choose a divisor of {shape[dim]}, or lay this "
+                "leaf out otherwise with config.sharding."
             )
-    return P(*spec)
+        split[dim] = axis
+    return split
 
 
-def shardings(abstract: Any, mesh: Mesh, rules: Rules = FSDP_RULES) -> Any:
+def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A tree of `NamedSharding` for the leaves of `abstract`, by the first rule that matches each leaf's name.
 
     The moments of an optimizer end in the names of their parameters, so one list of rules serves the whole state.
@@ -76,10 +109,10 @@ def shardings(abstract: Any, mesh: Mesh, rules: Rules = FSDP_RULES) -> Any:
     Raises:
         UserError: a leaf no rule matches, or a layout that does not fit its leaf.
     """
-    labels = label_by_rules(abstract, [pattern for pattern, _ in rules], "config.sharding")
+    labels = label_by_rules(abstract, [pattern for pattern, *_ in rules], "config.sharding")
 
     def one(name: str, leaf: Any, label: int) -> NamedSharding:
-        return NamedSharding(mesh, _spec(name, leaf.shape, rules[label][1], mesh))
+        return NamedSharding(mesh, _spec(name, leaf.shape, rules[label][1:], mesh))
 
     return map_named(one, abstract, labels)
 
