@@ -585,7 +585,7 @@ def _read_rules(sharding: Sequence[Sequence[Any]]) -> Rules:
 def _check_tensor_axis(params: Any, mesh: jax.sharding.Mesh, rules: Rules) -> None:
     """Refuses a layout that does not fit the networks, and devices that would all do the same work."""
     layout = shardings(params, mesh, rules)
-    if mesh.shape["tensor"] > 1 and not any("tensor" in leaf.spec for leaf in jax.tree.leaves(layout)):
+    if mesh.shape["tensor"] > 1 and not any("tensor" in str(leaf.spec) for leaf in jax.tree.leaves(layout)):
         raise UserError(
             f"config.mesh.tensor is {mesh.shape['tensor']}, but no parameter of these networks is split over it: "
             "that is for transformers and prototypes. Use fsdp in its place, or name leaves with config.sharding."

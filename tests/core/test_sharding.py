@@ -4,17 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import (
     batch_sharding,
+    by_examples,
     check_batch_size,
     global_batch,
     make_mesh,
     replicated,
     sharded_init,
     shardings,
+    traced_over,
 )
 
 
@@ -88,21 +91,26 @@ def test_a_tuple_layout_counts_from_the_last_dimension():
     }
 
 
-def test_a_later_layout_takes_what_those_before_it_left_whole():
+def test_a_later_layout_splits_what_those_before_it_leave_to_a_device():
     rule = ("kernel", ("tensor", None), "fsdp")
-    shapes = {"kernel": (256, 3, 8, 64), "stacked/kernel": (5, 256, 3, 8, 64), "small/kernel": (8, 64)}
+    shapes = {
+        "kernel": (256, 3, 8, 64),
+        "stacked/kernel": (5, 256, 3, 8, 64),
+        "wide/kernel": (4096, 64),
+        "small/kernel": (8, 64),
+    }
     assert _specs(shapes, make_mesh(fsdp=2, tensor=4), rule) == {
         "kernel": P("fsdp", None, "tensor"),
         "stacked/kernel": P(None, "fsdp", None, "tensor"),
+        "wide/kernel": P(("tensor", "fsdp")),
         "small/kernel": P("tensor"),
     }
     assert _specs(shapes, make_mesh(fsdp=8), rule) == {  # as "fsdp" alone
         "kernel": P("fsdp"),
         "stacked/kernel": P(None, "fsdp"),
+        "wide/kernel": P("fsdp"),
         "small/kernel": P(),
     }
-    with pytest.raises(UserError, match=r"two layouts split dimension 1 of kernel \(4, 6\)"):
-        _specs({"kernel": (4, 6)}, make_mesh(fsdp=2, tensor=2), (".*", (None, "fsdp"), ("tensor",)))
 
 
 def test_transformers_and_prototypes_are_split_over_the_tensor_axis_unasked():
@@ -112,11 +120,11 @@ def test_transformers_and_prototypes_are_split_over_the_tensor_axis_unasked():
         f"mu/{block}/attention/qkv/bias": ((3, 12, 64), P(None, "tensor")),
         f"{block}/attention/out/kernel": ((12, 64, 768), P("tensor", None, "fsdp")),
         f"{block}/attention/out/bias": ((768,), P()),
-        f"{block}/mlp/up/kernel": ((768, 3072), P("fsdp", "tensor")),
+        f"{block}/mlp/up/kernel": ((768, 3072), P(None, ("tensor", "fsdp"))),
         f"{block}/mlp/up/bias": ((3072,), P("tensor")),
-        f"{block}/mlp/down/kernel": ((3072, 768), P("tensor", "fsdp")),
+        f"{block}/mlp/down/kernel": ((3072, 768), P(("tensor", "fsdp"))),
         f"{block}/mlp/down/bias": ((768,), P()),
-        "head/prototypes/kernel": ((256, 65536), P("fsdp", "tensor")),
+        "head/prototypes/kernel": ((256, 65536), P(None, ("tensor", "fsdp"))),
         "stage_0/block_0/attention/out/kernel": ((768, 768), P(None, "fsdp")),  # Swin
     }
     shapes = {name: shape for name, (shape, _) in expected.items()}
@@ -182,6 +190,25 @@ def test_a_global_batch_has_its_rows_split_over_data_and_fsdp():
         assert {shard.data.shape[0] for shard in array.addressable_shards} == {3}
         assert array.dtype == local[name].dtype
         np.testing.assert_array_equal(array, local[name])
+
+
+@pytest.mark.parametrize("batch", [8, 6])
+def test_rows_of_examples_are_held_where_the_batch_is(batch):
+    """Where the rows do not divide, and where no mesh is known, nothing is asked for."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+
+    def channels_split(x):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "fsdp")))
+
+    def program(x):
+        return jnp.tanh(by_examples(channels_split(x)))
+
+    x = jnp.ones((batch, 4))
+    known, unknown = (jax.jit(f).lower(x).as_text() for f in (traced_over(mesh, program), program))
+    assert unknown.count("sharding_constraint") == 1
+    assert known.count("sharding_constraint") == (2 if batch == 8 else 1)
+    if batch == 8:
+        assert jax.jit(traced_over(mesh, program))(x).sharding.spec == P(("data", "fsdp"))
 
 
 def test_a_batch_size_that_does_not_divide_is_answered_with_the_nearest_that_do():

@@ -1,10 +1,11 @@
 """The device mesh in words, sharding rules by leaf name, sharded initialisation and global batches.
 
-A rule is a regex over leaf names and one or more layouts, each for what those before it left whole. A layout is
-"fsdp" (the largest dimension that divides is split over the fsdp axis), or one mesh axis or None per dimension,
-counted from the last: `(r"up/kernel$", (None, "tensor"), "fsdp")`.
+A rule is a regex over leaf names and one or more layouts, each of the part that those before it leave to a device. A
+layout is "fsdp" (the largest dimension that divides is split over the fsdp axis), or one mesh axis or None per
+dimension, counted from the last: `(r"up/kernel$", (None, "tensor"), "fsdp")`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ BATCH_AXES = ("data", "fsdp")
 FSDP_RULES = ((r".*", "fsdp"),)
 # Over a tensor axis go the heads and hidden channels of transformers, and the prototypes of heads (Shoeybi et al.,
 # Megatron-LM, 2019, arXiv:1909.08053, Sec. 3): what a block's first product gives stays split until its second one,
-# whose results are summed. What that leaves whole of a leaf, and all other leaves, are fsdp's.
+# whose results are summed. What that leaves of a leaf to a device, and all other leaves, are fsdp's to split.
 RULES = (
     (r"transformer/block_\d+/attention/qkv/(kernel|bias)$", ("tensor", None), "fsdp"),  # d 3 heads head_dim
     (r"transformer/block_\d+/attention/out/kernel$", ("tensor", None, None), "fsdp"),  # heads head_dim d
@@ -59,43 +60,41 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
 
 
 def _spec(name: str, shape: tuple[int, ...], layouts: Sequence[Layout], mesh: Mesh) -> P:
-    spec: list[str | None] = [None] * len(shape)
+    axes: list[tuple[str, ...]] = [()] * len(shape)
+    part = list(shape)  # of the leaf, on each device
     for layout in layouts:
-        split = _largest(shape, spec, mesh) if layout == "fsdp" else _given(name, shape, layout, mesh)
-        if clash := [i for i in split if spec[i] is not None]:
-            raise UserError(f"config.sharding: two layouts split dimension {clash[0]} of {name} {shape}.")
+        split = _largest(part, mesh) if layout == "fsdp" else _given(name, part, layout, mesh)
         for dim, axis in split.items():
-            spec[dim] = axis
+            axes[dim], part[dim] = (*axes[dim], axis), part[dim] // mesh.shape[axis]
+    spec = [one[0] if len(one) == 1 else one or None for one in axes]
     while spec and spec[-1] is None:
         spec.pop()
     return P(*spec)
 
 
-def _largest(shape: tuple[int, ...], taken: Sequence[str | None], mesh: Mesh) -> dict[int, str]:
-    """Dimension -> "fsdp", for the largest that divides; none of a leaf that is small on each device already."""
+def _largest(part: Sequence[int], mesh: Mesh) -> dict[int, str]:
+    """Dimension -> "fsdp", for the largest that divides; none of what is small on each device already."""
     size = mesh.shape["fsdp"]
-    dims = [i for i, n in enumerate(shape) if taken[i] is None and n % size == 0 and n >= size]
-    elements = math.prod(shape) // math.prod(mesh.shape[axis] for axis in taken if axis)
-    if size == 1 or elements < FSDP_MIN_SIZE or not dims:
+    dims = [i for i, n in enumerate(part) if n % size == 0 and n >= size]
+    if size == 1 or math.prod(part) < FSDP_MIN_SIZE or not dims:
         return {}
-    return {max(dims, key=lambda i: (shape[i], i)): "fsdp"}
+    return {max(dims, key=lambda i: (part[i], i)): "fsdp"}
 
 
-def _given(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> dict[int, str]:
+def _given(name: str, shape: Sequence[int], layout: Layout, mesh: Mesh) -> dict[int, str]:
     """Dimension -> axis, of those that there is something to split in and over."""
     if isinstance(layout, str) or any(axis is not None and axis not in AXES for axis in layout):
         raise UserError(f"config.sharding: layout {layout!r} is neither 'fsdp' nor a tuple of {AXES} or None.")
     if len(layout) > len(shape):
-        raise UserError(f"config.sharding: layout {tuple(layout)} has more dimensions than {name} {shape}.")
+        raise UserError(f"config.sharding: layout {tuple(layout)} has more dimensions than {name} {tuple(shape)}.")
     split = {}
     for dim, axis in enumerate(layout, len(shape) - len(layout)):
         if axis is None or mesh.shape[axis] == 1 or shape[dim] == 1:  # 1: of Adafactor's factors
             continue
         if shape[dim] % mesh.shape[axis]:
             raise UserError(
-                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide dimension {dim} of {name} {shape}: "
-                f"{shape[dim]} of them cannot be shared out evenly. Choose a divisor of {shape[dim]}, or lay this "
-                "leaf out otherwise with config.sharding."
+                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide dimension {dim} of {name} "
+                f"{tuple(shape)}. Choose a divisor of {shape[dim]}, or another layout with config.sharding."
             )
         split[dim] = axis
     return split
@@ -125,6 +124,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis split over the data and fsdp axes."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def traced_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, for `jax.jit`: inside it `by_examples` knows the mesh."""
+
+    @functools.wraps(function)
+    def over(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return over
+
+
+def by_examples(x: jax.Array) -> jax.Array:
+    """x, each row of which is of an example, laid out as batches are; x itself where no mesh is known.
+
+    Left to itself XLA may split the channels of activations as those of the weights, and send activations around in
+    place of weights. In a scan over layers it does: a ViT-S of 4 layers over fsdp=8 sends 1,376 MB a step in place of
+    101, and sets aside 2.3 GB in place of 0.75 (256 images, CPU compiler).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    return x if ways == 1 or x.shape[0] % ways else jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, num_micro_batches: int = 1) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
-from vfm_jax.core.sharding import replicated, sharded_init, shardings
+from vfm_jax.core.sharding import replicated, sharded_init, shardings, traced_over
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
@@ -310,7 +310,9 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         schedule=experiment.schedule,
     )
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(experiment.mesh)))
+    return jax.jit(
+        traced_over(experiment.mesh, step), donate_argnums=0, out_shardings=(layout, replicated(experiment.mesh))
+    )
 
 
 def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:
