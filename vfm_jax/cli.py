@@ -1,6 +1,6 @@
 """The command `vfm`: train, evaluate, report, inspect, show a config; look at data; weights in and out, and features.
 
-    vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
+    vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...] [--profile=FIRST:LAST]
     vfm eval    --workdir=DIR [--config.FIELD=VALUE ...] [--json]
     vfm eval    --config=FILE[:ARG] --config.init.weights=PATH [--json]      public weights, without a run
     vfm report  --workdir=DIR
@@ -24,7 +24,8 @@ CONFIG is FILE.py[:ARG], and takes --config.FIELD=VALUE; a PATH of images takes 
 looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, says what a recipe needs (`data`).
 `inspect --sharding` compiles the step and tells where each leaf lies, and what the devices send each other; with
 --devices=N as on so many, simulated.
-`train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
+`train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first. --profile=10:15
+traces these steps into DIR/profile.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
 
@@ -375,10 +376,13 @@ def _print(rows: Sequence[Mapping[str, Any]], flags: Flags, title: str = "") -> 
 
 
 def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.train.profile import read_steps
+
+    profile = read_steps(flags["profile"]) if "profile" in flags else None
     workdir, recipe = _workdir(flags), _recipe(flags, overrides)
     from vfm_jax.train.loop import train
 
-    summary = train(recipe, workdir)
+    summary = train(recipe, workdir, profile=profile)
     if summary.get("evaluations"):
         _print(_comparison(summary["evaluations"]), flags, "Held-out accuracy")
     if not summary["finished"]:
@@ -889,7 +893,7 @@ _MESSAGES = 20  # the largest, which are shown
 _FILE = {"heads": False, "family": False, "image-size": False}
 
 COMMANDS = {
-    "train": Command(_train, {"config": False, "workdir": False, "json": True}),
+    "train": Command(_train, {"config": False, "workdir": False, "profile": False, "json": True}),
     "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "sharding": True, "devices": False, "json": True}),

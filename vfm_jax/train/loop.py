@@ -55,11 +55,14 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def train(
+    recipe: Mapping[str, Any], workdir: str | os.PathLike[str], *, profile: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Runs a recipe in `workdir`, or continues there where it stopped, and gives its summary.
 
-    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report; and
-    `bad_samples.jsonl` where there are records that cannot be used.
+    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report;
+    `bad_samples.jsonl` where there are records that cannot be used; and `profile/`, a trace of the steps from
+    `profile[0]` to `profile[1]`, counted from 1 over all stages.
 
     Raises:
         UserError: the recipe or the data cannot be used, or the workdir holds another model.
@@ -73,7 +76,7 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     stages = read_stages(recipe)
     # All of them first: every mistake shows before any work.
     experiments = [from_recipe(stage.recipe, i) for i, stage in enumerate(stages)]
-    run = Run(workdir, recipe, stages, experiments)
+    run = Run(workdir, recipe, stages, experiments, profile)
     experiments[0].keep_vocabulary(workdir)
     with _Stop() as stop:
         try:
@@ -238,7 +241,7 @@ def run_stage(
                 extra, account = experiment.fill_frozen(state.extra)
                 state = state.replace(extra=extra)
                 run.say(account)
-        step_function = jitted_step(experiment, abstract)
+        step_function = run.profiled(jitted_step(experiment, abstract), experiment, start)
         run.begin()
         if public and judge:  # what the run is to improve on
             figures = judge.evaluate(state.variables, experiment.evaluations)
