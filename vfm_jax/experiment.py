@@ -27,6 +27,7 @@ from vfm_jax.core.sharding import (
     batch_sharding,
     check_batch_size,
     global_batch,
+    has_host_memory,
     make_mesh,
     replicated,
     shardings,
@@ -83,6 +84,7 @@ __all__ = [
 
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+OFFLOADED = ("opt_state", "ema", "profiles")  # parts of the state that a step only reads and writes once
 BASELINES = ("random_init", "raw_pixels")
 # Of `config.data`, for the pipeline: data.pipeline.train_batches.
 LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
@@ -170,6 +172,7 @@ class Experiment:
     tracker: Tracker | None
     mesh: jax.sharding.Mesh
     rules: Rules
+    offload: Sequence[str]
     batch_size: int
     eval_batch_size: int
     num_micro_batches: int
@@ -333,6 +336,7 @@ def build_experiment(
     dtype: str = "float32",
     mesh: Mapping[str, int] = {},
     sharding: Sequence[tuple[Any, ...]] = RULES,
+    offload: Sequence[str] = (),
     checkpoints: Mapping[str, Any] = {},
     log_every_steps: int = 10,
     writers: Sequence[str] = (),
@@ -374,6 +378,7 @@ def build_experiment(
         dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, softmax and losses are float32.
         mesh: {"data": -1, "fsdp": 1, "tensor": 1}; -1 is what is left of the devices.
         sharding: ordered rules (regex over leaf names, layout, ...); see `core.sharding`.
+        offload: what lies in the hosts' memory between steps: "opt_state", "ema", "profiles" (of `posthoc_ema`).
         checkpoints: {"every_epochs": 1, "keep_last": 2}, any unit.
         log_every_steps: how often metrics are written.
         writers: besides metrics.jsonl: "tensorboard", "wandb".
@@ -443,6 +448,7 @@ def build_experiment(
     sample = _sample(source)
     abstract = _abstract_variables(built_objective, train_views, sample)
     rules = _read_rules(sharding)
+    _check_offload(offload, device_mesh)
     _check_tensor_axis(abstract.params, device_mesh, rules)
     _check_labels(source, networks, "config.networks")
     _check_texts(source, networks, "config.networks")
@@ -489,6 +495,7 @@ def build_experiment(
         tracker=_build_tracker(posthoc_ema),
         mesh=device_mesh,
         rules=rules,
+        offload=tuple(offload),
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         num_micro_batches=num_micro_batches,
@@ -580,6 +587,14 @@ def _read_rules(sharding: Sequence[Sequence[Any]]) -> Rules:
                 f"{RULES[0]}."
             )
     return tuple((pattern, *layouts) for pattern, *layouts in sharding)
+
+
+def _check_offload(offload: Sequence[str], mesh: jax.sharding.Mesh) -> None:
+    for part in offload:
+        lookup(dict.fromkeys(OFFLOADED), part, "config.offload")
+    if offload and not has_host_memory(mesh):
+        kind = mesh.local_devices[0].device_kind
+        raise UserError(f"config.offload: JAX keeps nothing in the host's memory for a {kind}. Leave it out here.")
 
 
 def _check_tensor_axis(params: Any, mesh: jax.sharding.Mesh, rules: Rules) -> None:

@@ -158,6 +158,18 @@ def test_a_layout_that_cannot_be_is_refused_before_anything_is_made():
             build(sharding=(rule,))
 
 
+def test_what_lies_on_the_hosts_is_named_and_told(monkeypatch):
+    (stage,) = read_stages(_recipe() | {"offload": ("opt_state",)})
+    (layout,) = layouts(stage.recipe)
+    kinds = {row["leaf"].split("/")[0]: row["sharding"] for row in layout.leaves}
+    assert kinds == {"params": "replicated", "opt_state": "replicated (host)"}
+    with pytest.raises(UserError, match=r"'params' in config\.offload.*Known: ema, opt_state, profiles"):
+        from_recipe(stage.recipe | {"offload": ("params",)})
+    monkeypatch.setattr("vfm_jax.experiment.has_host_memory", lambda mesh: False)
+    with pytest.raises(UserError, match=r"config\.offload: JAX keeps nothing in the host's memory for a cpu"):
+        from_recipe(stage.recipe)
+
+
 def test_logits_of_prototypes_are_gathered_nowhere():
     """Similarities, their softmax and Sinkhorn's scaling, where the kernel is split by prototypes."""
     mesh, (images, width, prototypes) = make_mesh(data=2, fsdp=2, tensor=2), (32, 24, 4096)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vfm_jax import experiment
-from vfm_jax.core.sharding import make_mesh
+from vfm_jax.core.sharding import HOST_MEMORY, make_mesh
 from vfm_jax.train.checkpoint import Checkpoints
 from vfm_jax.train.loop import blank_state, train
 from vfm_jax.train.record import Watch
@@ -91,6 +91,22 @@ def test_a_run_over_seven_meshes_sees_the_same_examples_in_the_same_order(one, m
 def test_a_run_over_seven_meshes_has_the_losses_of_one(one, many):
     np.testing.assert_allclose(many.losses(), one.losses(), rtol=0, atol=1e-4)
     assert one.losses()[-1] < 0.9 * one.losses()[0]
+
+
+def test_moments_and_average_in_host_memory_change_no_number(one, tmp_path, monkeypatch):
+    """Neither do they where the run stops and goes on."""
+    monkeypatch.setattr("vfm_jax.core.sharding.FSDP_MIN_SIZE", 32)
+    mesh = _mesh(*MESHES[0][:2])
+    monkeypatch.setattr(experiment, "make_mesh", lambda **sizes: mesh)
+    recipe = RECIPE | {"total_steps": 10, "offload": ("opt_state", "ema")}
+    _, _, abstract = blank_state(experiment.from_recipe(recipe))
+    kinds = jax.tree.map(lambda leaf: leaf.sharding.memory_kind, abstract)
+    assert set(jax.tree.leaves((kinds.params, kinds.step))) == {"device"}
+    assert set(jax.tree.leaves(kinds.ema)) == {HOST_MEMORY}
+    train(recipe | {"total_steps": 5}, tmp_path)
+    train(recipe, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == one.losses()[:10]
 
 
 def test_a_state_is_the_same_bit_for_bit_on_every_mesh_it_goes_to(many, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ RULES = (
     (r"(^|/)prototypes/(kernel|scale)$", ("tensor",), "fsdp"),
     *FSDP_RULES,
 )
+HOST_MEMORY = "pinned_host"  # of each device's host, which the device itself reads and writes
 FSDP_MIN_SIZE = 2**16  # smaller leaves cost less replicated than gathered
 
 Layout = str | Sequence[str | None]
@@ -100,10 +101,11 @@ def _given(name: str, shape: Sequence[int], layout: Layout, mesh: Mesh) -> dict[
     return split
 
 
-def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES, on_host: Sequence[str] = ()) -> Any:
     """A tree of `NamedSharding` for the leaves of `abstract`, by the first rule that matches each leaf's name.
 
     The moments of an optimizer end in the names of their parameters, so one list of rules serves the whole state.
+    Leaves whose names begin with one of `on_host` lie in the memory of the devices' hosts, numbers excepted.
 
     Raises:
         UserError: a leaf no rule matches, or a layout that does not fit its leaf.
@@ -111,7 +113,9 @@ def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     labels = label_by_rules(abstract, [pattern for pattern, *_ in rules], "config.sharding")
 
     def one(name: str, leaf: Any, label: int) -> NamedSharding:
-        return NamedSharding(mesh, _spec(name, leaf.shape, rules[label][1:], mesh))
+        spec = _spec(name, leaf.shape, rules[label][1:], mesh)
+        away = leaf.shape and name.split("/", 1)[0] in on_host
+        return NamedSharding(mesh, spec, memory_kind=HOST_MEMORY) if away else NamedSharding(mesh, spec)
 
     return map_named(one, abstract, labels)
 
@@ -164,9 +168,21 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_micro_batches: int = 1) ->
         raise UserError(f"config.data.batch_size is {batch_size}, which does not divide over {parts}. Try {near}.")
 
 
-def sharded_init(function: Callable[..., Any], rules: Rules, mesh: Mesh, *args: Any) -> Any:
-    """Runs `function(*args)` so that each leaf is born on its own devices; no host ever holds the whole."""
-    out = shardings(jax.eval_shape(function, *args), mesh, rules)
+def has_host_memory(mesh: Mesh) -> bool:
+    """Whether the devices can keep arrays in their hosts' memory."""
+    return all(HOST_MEMORY in {m.kind for m in one.addressable_memories()} for one in mesh.local_devices)
+
+
+def on_devices(tree: Any) -> Any:
+    """The arrays, those in host memory copied to their devices; inside a jitted function or outside."""
+    return jax.device_put(tree, jax.memory.Space.Device)
+
+
+def sharded_init(
+    function: Callable[..., Any], rules: Rules, mesh: Mesh, *args: Any, on_host: Sequence[str] = ()
+) -> Any:
+    """Runs `function(*args)` so that each leaf is born in its own place; no host ever holds the whole."""
+    out = shardings(jax.eval_shape(function, *args), mesh, rules, on_host)
     # Run once: the same numbers at half the compile time, which on a CPU is longer than the step's.
     quick = {"xla_backend_optimization_level": 1} if target_backend() == "cpu" else None
     return jax.jit(function, out_shardings=out, compiler_options=quick)(*args)

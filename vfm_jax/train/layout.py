@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vfm_jax.core.collectives import Collective, collectives
-from vfm_jax.core.sharding import shardings
+from vfm_jax.core.sharding import HOST_MEMORY, shardings
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import from_recipe
 from vfm_jax.train.loop import blank_state, jitted_step
@@ -106,7 +106,8 @@ def _kinds(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _in_words(sharding: jax.sharding.NamedSharding) -> str:
     axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in sharding.spec]
-    return ", ".join(axes) if set(axes) - {"-"} else "replicated"
+    words = ", ".join(axes) if set(axes) - {"-"} else "replicated"
+    return f"{words} (host)" if sharding.memory_kind == HOST_MEMORY else words
 
 
 def _bytes_per_device(leaf: Any) -> int:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
-from vfm_jax.core.sharding import replicated, sharded_init, shardings, traced_over
+from vfm_jax.core.sharding import on_devices, replicated, sharded_init, shardings, traced_over
 from vfm_jax.core.trees import named_leaves
+from vfm_jax.core.types import Batch, Measurements
 from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import MANIFEST, Checkpoints, restore_params
@@ -131,7 +132,7 @@ def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
     if not experiment.evaluations:
         raise UserError("The recipe has no config.evals: nothing to evaluate.")
     blank, key, _ = blank_state(experiment)
-    state, account = _with_public_weights(experiment, sharded_init(blank, experiment.rules, experiment.mesh, key))
+    state, account = _with_public_weights(experiment, _born(experiment, blank, key))
     print(account, flush=True)
     return _judge_alone(experiment).evaluate(state.variables, experiment.evaluations)
 
@@ -223,7 +224,7 @@ def run_stage(
                 )
         else:
             start = 0
-            state = sharded_init(blank, experiment.rules, experiment.mesh, key)
+            state = _born(experiment, blank, key)
             if donor is not None:
                 variables, account = carry_over(
                     Variables(state.params, state.extra),
@@ -270,7 +271,7 @@ def run_stage(
                 step += 1
         checkpoints.wait()
         if judge and step >= experiment.total_steps and not run.is_concluded(stage.name):
-            fresh = functools.partial(sharded_init, blank, experiment.rules, experiment.mesh, key)
+            fresh = functools.partial(_born, experiment, blank, key)
             _conclude(run, stage.name, experiment, judge, state, fresh)
     return state
 
@@ -288,9 +289,13 @@ def blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainStat
 
     key = key_for(experiment.seed, 0, "init", experiment.stage)
     shapes = jax.eval_shape(blank, key)
-    layout = shardings(shapes, experiment.mesh, experiment.rules)
+    layout = shardings(shapes, experiment.mesh, experiment.rules, experiment.offload)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
     return blank, key, abstract
+
+
+def _born(experiment: Experiment, blank: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
+    return sharded_init(blank, experiment.rules, experiment.mesh, key, on_host=experiment.offload)
 
 
 def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
@@ -300,7 +305,8 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         experiment: the stage.
         abstract: shape, dtype and sharding of every leaf of its state, which the step keeps.
     """
-    step = make_step(
+    mesh, layout = experiment.mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    here = make_step(
         experiment.objective,
         experiment.optimizer,
         experiment.views,
@@ -312,10 +318,11 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         update_profiles=experiment.tracker.update if experiment.tracker else None,
         schedule=experiment.schedule,
     )
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(
-        traced_over(experiment.mesh, step), donate_argnums=0, out_shardings=(layout, replicated(experiment.mesh))
-    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        return here(on_devices(state) if experiment.offload else state, batch)
+
+    return jax.jit(traced_over(mesh, step), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
 
 
 def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:
@@ -327,7 +334,8 @@ def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[Tra
 
 def _started_from(state: TrainState, params: Any, extra: Any) -> TrainState:
     """A fresh state with other parameters, and the average that starts there."""
-    return state.replace(params=params, extra=extra, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+    ema = jax.tree.map(lambda one, old: jax.device_put(jnp.copy(one), old.sharding), params, state.ema or params)
+    return state.replace(params=params, extra=extra, ema=ema if state.ema else {})
 
 
 def _due(experiment: Experiment, step: int, start: int) -> list[str]:
