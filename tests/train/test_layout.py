@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from vfm_jax import cli
 from vfm_jax.cli import load_recipe, override
-from vfm_jax.core.backend import compiling_for
 from vfm_jax.core.collectives import collectives
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import batch_sharding, by_examples, make_mesh, shardings, traced_over
@@ -90,10 +89,9 @@ DEEP = (
 
 
 def _messages(monkeypatch, *overrides):
-    """Of each kind, the bytes of every message that comes from the encoder's blocks, in an accelerator's form."""
+    """Kind, devices, times and bytes of every message that comes from the encoder's blocks."""
     monkeypatch.setattr("vfm_jax.core.sharding.FSDP_MIN_SIZE", 64)
-    with compiling_for("tpu"):
-        (layout,) = layouts(_recipe(*DEEP, *overrides))
+    (layout,) = layouts(_recipe(*DEEP, *overrides))
     blocks = [m for m in layout.messages if "ViT)" in m.operation and "/transformer/" in m.operation]
     return [(m.kind, m.group_size, m.times, m.num_bytes // m.times) for m in blocks]
 

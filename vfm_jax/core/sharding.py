@@ -173,8 +173,11 @@ def has_host_memory(mesh: Mesh) -> bool:
     return all(HOST_MEMORY in {m.kind for m in one.addressable_memories()} for one in mesh.local_devices)
 
 
-def on_devices(tree: Any) -> Any:
-    """The arrays, those in host memory copied to their devices; inside a jitted function or outside."""
+def on_devices(tree: Any, after: Any = None) -> Any:
+    """The arrays, those in host memory copied to their devices; in a jitted function not before `after` is there."""
+    if after is not None:
+        # Else all of them are fetched as soon as may be, and lie beside the activations.
+        tree, _ = jax.lax.optimization_barrier((tree, after))
     return jax.device_put(tree, jax.memory.Space.Device)
 
 

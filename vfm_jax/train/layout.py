@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vfm_jax.core.backend import compiling_for, target_backend
 from vfm_jax.core.collectives import Collective, collectives
 from vfm_jax.core.sharding import HOST_MEMORY, shardings
 from vfm_jax.core.trees import named_leaves
@@ -59,14 +60,16 @@ def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
     """Every stage of a recipe on the devices there are; compiles its step, and allocates and runs nothing.
 
-    The messages and the temporary memory are those of the compiler at hand: the CPU's among simulated devices
-    gathers and reduces the same arrays as a GPU's or TPU's, which may fuse, split or overlap them otherwise.
+    The messages and the temporary memory are those of the compiler at hand. The CPU's is given the step in the form
+    that accelerators run (the CPU's own folds the heads into the batch, and cannot split them over devices): among
+    simulated devices it gathers and reduces the same arrays as theirs, which may fuse, split or overlap them.
     """
     for number, stage in enumerate(read_stages(recipe)):
         experiment = from_recipe(stage.recipe, number)
         _, _, abstract = blank_state(experiment)
         batch = experiment.abstract_batch()
-        compiled = jitted_step(experiment, abstract).lower(abstract, batch).compile()
+        with compiling_for("tpu" if target_backend() == "cpu" else target_backend()):
+            compiled = jitted_step(experiment, abstract).lower(abstract, batch).compile()
         memory = compiled.memory_analysis()
         leaves = {name: leaf for name, leaf in named_leaves(abstract).items() if leaf.shape}
         yield StageLayout(

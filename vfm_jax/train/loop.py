@@ -20,7 +20,6 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
 from vfm_jax.core.sharding import on_devices, replicated, sharded_init, shardings, traced_over
 from vfm_jax.core.trees import named_leaves
-from vfm_jax.core.types import Batch, Measurements
 from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
 from vfm_jax.train.checkpoint import MANIFEST, Checkpoints, restore_params
@@ -306,7 +305,7 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         abstract: shape, dtype and sharding of every leaf of its state, which the step keeps.
     """
     mesh, layout = experiment.mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    here = make_step(
+    step = make_step(
         experiment.objective,
         experiment.optimizer,
         experiment.views,
@@ -316,11 +315,9 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         log_every_steps=experiment.log_every_steps,
         update_ema=experiment.update_ema,
         update_profiles=experiment.tracker.update if experiment.tracker else None,
+        **({"fetch": on_devices} if experiment.offload else {}),
         schedule=experiment.schedule,
     )
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
-        return here(on_devices(state) if experiment.offload else state, batch)
 
     return jax.jit(traced_over(mesh, step), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
 
