@@ -1,6 +1,6 @@
 """The command `vfm`: train, evaluate, report, inspect, show a config; look at data; weights in and out, and features.
 
-    vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
+    vfm train   --config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...] [--profile=FIRST:LAST]
     vfm eval    --workdir=DIR [--config.FIELD=VALUE ...] [--json]
     vfm eval    --config=FILE[:ARG] --config.init.weights=PATH [--json]      public weights, without a run
     vfm report  --workdir=DIR
@@ -27,7 +27,8 @@ looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, s
 --devices=N as on so many, simulated.
 `plan` says before launch what a run takes on devices that need not be there, and whether it fits: v5e:16x16,
 v5p:8x8x8, v6e:4x4, h100:8, h200:1 or cpu. Data that are not here are known by their size (--examples=N).
-`train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first.
+`train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first. --profile=10:15
+traces these steps into DIR/profile.
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
 
@@ -378,10 +379,13 @@ def _print(rows: Sequence[Mapping[str, Any]], flags: Flags, title: str = "") -> 
 
 
 def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
+    from vfm_jax.train.profile import read_steps
+
+    profile = read_steps(flags["profile"]) if "profile" in flags else None
     workdir, recipe = _workdir(flags), _recipe(flags, overrides)
     from vfm_jax.train.loop import train
 
-    summary = train(recipe, workdir)
+    summary = train(recipe, workdir, profile=profile)
     if summary.get("evaluations"):
         _print(_comparison(summary["evaluations"]), flags, "Held-out accuracy")
     if not summary["finished"]:
@@ -912,7 +916,7 @@ _MESSAGES = 20  # the largest, which are shown
 _FILE = {"heads": False, "family": False, "image-size": False}
 
 COMMANDS = {
-    "train": Command(_train, {"config": False, "workdir": False, "json": True}),
+    "train": Command(_train, {"config": False, "workdir": False, "profile": False, "json": True}),
     "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "sharding": True, "devices": False, "json": True}),

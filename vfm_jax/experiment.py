@@ -22,13 +22,15 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import example_keys, stream
 from vfm_jax.core.memory import device_memory
 from vfm_jax.core.sharding import (
-    FSDP_RULES,
+    RULES,
     Rules,
     batch_sharding,
     check_batch_size,
     global_batch,
+    has_host_memory,
     make_mesh,
     replicated,
+    shardings,
 )
 from vfm_jax.core.tables import build, check_fields, keywords, lookup
 from vfm_jax.core.types import Batch
@@ -88,6 +90,7 @@ __all__ = [
 
 MEMBER_FIELDS = {"label", "weight", "fields", "networks", *(f"start_{unit}" for unit in UNITS)}  # of one of several
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+OFFLOADED = ("opt_state", "ema", "profiles")  # parts of the state that a step only reads and writes once
 BASELINES = ("random_init", "raw_pixels")
 # Of `config.data`, for the pipeline: data.pipeline.train_batches.
 LOADER = {name: keywords(train_batches)[name].default for name in ("workers", "threads", "repeats", "max_bad_ratio")}
@@ -175,6 +178,7 @@ class Experiment:
     tracker: Tracker | None
     mesh: jax.sharding.Mesh
     rules: Rules
+    offload: Sequence[str]
     batch_size: int
     eval_batch_size: int
     num_micro_batches: int
@@ -337,7 +341,8 @@ def build_experiment(
     baselines: Sequence[str] = (),
     dtype: str = "float32",
     mesh: Mapping[str, int] = {},
-    sharding: Sequence[tuple[str, Any]] = FSDP_RULES,
+    sharding: Sequence[tuple[Any, ...]] = RULES,
+    offload: Sequence[str] = (),
     checkpoints: Mapping[str, Any] = {},
     log_every_steps: int = 10,
     writers: Sequence[str] = (),
@@ -380,7 +385,8 @@ def build_experiment(
         baselines: what the result is compared with: "random_init", "raw_pixels".
         dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, softmax and losses are float32.
         mesh: {"data": -1, "fsdp": 1, "tensor": 1}; -1 is what is left of the devices.
-        sharding: ordered rules (regex over leaf names, layout); see `core.sharding`.
+        sharding: ordered rules (regex over leaf names, layout, ...); see `core.sharding`.
+        offload: what lies in the hosts' memory between steps: "opt_state", "ema", "profiles" (of `posthoc_ema`).
         checkpoints: {"every_epochs": 1, "keep_last": 2}, any unit.
         log_every_steps: how often metrics are written.
         writers: besides metrics.jsonl: "tensorboard", "wandb".
@@ -452,6 +458,9 @@ def build_experiment(
     train_views, test_views = _build_views(views, mix), build_views(eval_views) if eval_views else None
     sample = _sample(source)
     abstract = _abstract_variables(built_objective, train_views, sample)
+    rules = _read_rules(sharding)
+    _check_offload(offload, device_mesh)
+    _check_tensor_axis(abstract.params, device_mesh, rules)
     _check_labels(source, networks, "config.networks")
     _check_texts(source, networks, "config.networks")
     still = {r"^encoder/": read_duration(init, "freeze", clock, "config.init", 0)} if stage == 0 else {}
@@ -496,7 +505,8 @@ def build_experiment(
         update_ema=average,
         tracker=_build_tracker(posthoc_ema),
         mesh=device_mesh,
-        rules=tuple((pattern, layout) for pattern, layout in sharding),
+        rules=rules,
+        offload=tuple(offload),
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         num_micro_batches=num_micro_batches,
@@ -627,6 +637,34 @@ def _build_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None) -
     check_fields(make_mesh, mesh, "config.mesh", given=("devices",))
     sizes: dict[str, Any] = dict(mesh)
     return make_mesh(**sizes, devices=devices)
+
+
+def _read_rules(sharding: Sequence[Sequence[Any]]) -> Rules:
+    for rule in sharding:
+        if isinstance(rule, str) or len(rule) < 2 or not isinstance(rule[0], str):
+            raise UserError(
+                f"config.sharding: {rule!r} is no rule; expected (regex over leaf names, layout, ...), such as "
+                f"{RULES[0]}."
+            )
+    return tuple((pattern, *layouts) for pattern, *layouts in sharding)
+
+
+def _check_offload(offload: Sequence[str], mesh: jax.sharding.Mesh) -> None:
+    for part in offload:
+        lookup(dict.fromkeys(OFFLOADED), part, "config.offload")
+    if offload and not has_host_memory(mesh):
+        kind = mesh.local_devices[0].device_kind
+        raise UserError(f"config.offload: JAX keeps nothing in the host's memory for a {kind}. Leave it out here.")
+
+
+def _check_tensor_axis(params: Any, mesh: jax.sharding.Mesh, rules: Rules) -> None:
+    """Refuses a layout that does not fit the networks, and devices that would all do the same work."""
+    layout = shardings(params, mesh, rules)
+    if mesh.shape["tensor"] > 1 and not any("tensor" in str(leaf.spec) for leaf in jax.tree.leaves(layout)):
+        raise UserError(
+            f"config.mesh.tensor is {mesh.shape['tensor']}, but no parameter of these networks is split over it: "
+            "that is for transformers and prototypes. Use fsdp in its place, or name leaves with config.sharding."
+        )
 
 
 def _initial(init: Mapping[str, Any], networks: Mapping[str, Any]) -> InitialWeights | None:

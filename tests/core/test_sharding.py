@@ -4,17 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import (
     batch_sharding,
+    by_examples,
     check_batch_size,
     global_batch,
     make_mesh,
     replicated,
     sharded_init,
     shardings,
+    traced_over,
 )
 
 
@@ -84,8 +87,51 @@ def test_a_tuple_layout_counts_from_the_last_dimension():
     assert specs == {
         "mlp/kernel": P("fsdp", "tensor"),
         "stacked/mlp/kernel": P(None, "fsdp", "tensor"),
-        "bias": P(None),
+        "bias": P(),
     }
+
+
+def test_a_later_layout_splits_what_those_before_it_leave_to_a_device():
+    rule = ("kernel", ("tensor", None), "fsdp")
+    shapes = {
+        "kernel": (256, 3, 8, 64),
+        "stacked/kernel": (5, 256, 3, 8, 64),
+        "wide/kernel": (4096, 64),
+        "small/kernel": (8, 64),
+    }
+    assert _specs(shapes, make_mesh(fsdp=2, tensor=4), rule) == {
+        "kernel": P("fsdp", None, "tensor"),
+        "stacked/kernel": P(None, "fsdp", None, "tensor"),
+        "wide/kernel": P(("tensor", "fsdp")),
+        "small/kernel": P("tensor"),
+    }
+    assert _specs(shapes, make_mesh(fsdp=8), rule) == {  # as "fsdp" alone
+        "kernel": P("fsdp"),
+        "stacked/kernel": P(None, "fsdp"),
+        "wide/kernel": P("fsdp"),
+        "small/kernel": P(),
+    }
+
+
+def test_transformers_and_prototypes_are_split_over_the_tensor_axis_unasked():
+    block = "encoder/transformer/block_3"
+    expected = {
+        f"{block}/attention/qkv/kernel": ((768, 3, 12, 64), P("fsdp", None, "tensor")),
+        f"mu/{block}/attention/qkv/bias": ((3, 12, 64), P(None, "tensor")),
+        f"{block}/attention/out/kernel": ((12, 64, 768), P("tensor", None, "fsdp")),
+        f"{block}/attention/out/bias": ((768,), P()),
+        f"{block}/mlp/up/kernel": ((768, 3072), P(None, ("tensor", "fsdp"))),
+        f"{block}/mlp/up/bias": ((3072,), P("tensor")),
+        f"{block}/mlp/down/kernel": ((3072, 768), P(("tensor", "fsdp"))),
+        f"{block}/mlp/down/bias": ((768,), P()),
+        "head/prototypes/kernel": ((256, 65536), P(None, ("tensor", "fsdp"))),
+        "stage_0/block_0/attention/out/kernel": ((768, 768), P(None, "fsdp")),  # Swin
+    }
+    shapes = {name: shape for name, (shape, _) in expected.items()}
+    found = _specs(shapes, make_mesh(data=2, fsdp=2, tensor=2))
+    assert found == {name: spec for name, (_, spec) in expected.items()}
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor is 8,.*attention/out/kernel .*divisor of 12"):
+        _specs(shapes, make_mesh(tensor=8))
 
 
 def test_the_first_matching_rule_lays_out_a_leaf_and_its_optimizer_moments():
@@ -99,7 +145,7 @@ def test_an_axis_of_length_one_is_not_split():
     mesh = make_mesh(fsdp=2, tensor=2)
     shapes = {"rows/kernel": (12, 1), "columns/kernel": (1, 16)}
     specs = _specs(shapes, mesh, ("kernel", ("fsdp", "tensor")))
-    assert specs == {"rows/kernel": P("fsdp", None), "columns/kernel": P(None, "tensor")}
+    assert specs == {"rows/kernel": P("fsdp"), "columns/kernel": P(None, "tensor")}
 
 
 def test_a_leaf_that_no_rule_matches_is_named():
@@ -117,7 +163,7 @@ def test_a_layout_that_does_not_fit_its_leaf_is_refused():
     mesh = make_mesh(tensor=4)
     with pytest.raises(UserError, match=r"more dimensions than bias \(6,\)"):
         _specs({"bias": (6,)}, mesh, (".*", (None, "tensor")))
-    with pytest.raises(UserError, match=r"dimension 1 of kernel \(4, 6\) does not divide over tensor=4"):
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor is 4,.*dimension 1 of kernel \(4, 6\).*divisor of 6"):
         _specs({"kernel": (4, 6)}, mesh, (".*", (None, "tensor")))
 
 
@@ -144,6 +190,25 @@ def test_a_global_batch_has_its_rows_split_over_data_and_fsdp():
         assert {shard.data.shape[0] for shard in array.addressable_shards} == {3}
         assert array.dtype == local[name].dtype
         np.testing.assert_array_equal(array, local[name])
+
+
+@pytest.mark.parametrize("batch", [8, 6])
+def test_rows_of_examples_are_held_where_the_batch_is(batch):
+    """Where the rows do not divide, and where no mesh is known, nothing is asked for."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+
+    def channels_split(x):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "fsdp")))
+
+    def program(x):
+        return jnp.tanh(by_examples(channels_split(x)))
+
+    x = jnp.ones((batch, 4))
+    known, unknown = (jax.jit(f).lower(x).as_text() for f in (traced_over(mesh, program), program))
+    assert unknown.count("sharding_constraint") == 1
+    assert known.count("sharding_constraint") == (2 if batch == 8 else 1)
+    if batch == 8:
+        assert jax.jit(traced_over(mesh, program))(x).sharding.spec == P(("data", "fsdp"))
 
 
 def test_a_batch_size_that_does_not_divide_is_answered_with_the_nearest_that_do():

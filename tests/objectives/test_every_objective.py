@@ -13,7 +13,7 @@ import pytest
 from skimage import data as photographs
 
 from tests.objectives.case import BATCH, HEIGHT, WIDTH, Case, batch_of, projector, tiny_vit
-from vfm_jax.core.sharding import batch_sharding, make_mesh, replicated, shardings
+from vfm_jax.core.sharding import batch_sharding, make_mesh, replicated, shardings, traced_over
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.models import MODELS
 from vfm_jax.nn.patches import patchify, unpatchify
@@ -222,10 +222,10 @@ def always_compiled():
 def test_a_step_on_eight_devices_equals_one_on_a_single_device(name, monkeypatch):
     monkeypatch.setattr("vfm_jax.core.sharding.FSDP_MIN_SIZE", 64)
     one = look(name)
-    mesh = make_mesh(data=2, fsdp=4)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
     layout = shardings(jax.eval_shape(one.create, jax.random.key(0)), mesh)
     placed = jax.device_put((one.fresh, one.batch), (layout, batch_sharding(mesh)))
-    state, measured = jax.jit(one.step_of(), out_shardings=(layout, replicated(mesh)))(*placed)
+    state, measured = jax.jit(traced_over(mesh, one.step_of()), out_shardings=(layout, replicated(mesh)))(*placed)
     assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params))
     _assert_equal_but_for_rounding(state.opt_state[0].trace, one.grads)
     _assert_equal_but_for_rounding(state.extra, one.first[0].extra)

@@ -284,6 +284,22 @@ def test_sgd_keeps_its_momentum_in_bfloat16_where_it_is_told_to(key):
     assert {leaf.dtype for leaf in named_leaves(state).values() if leaf.ndim} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars"])
+def test_a_first_moment_in_bfloat16_takes_half_the_memory_and_hardly_changes_the_way(key, name):
+    params, gradients = params_and_gradients(key, steps=3)
+    (exact, whole), (near, half) = (
+        run(make_optimizer(params, dict(name=name, momentum_dtype=dtype), at(0.1)), params, gradients)
+        for dtype in ("float32", "bfloat16")
+    )
+    for one, other in zip(named_leaves(whole).items(), named_leaves(half).values(), strict=True):
+        first = "/mu/" in one[0] or "/trace/" in one[0]
+        assert other.dtype == (jnp.bfloat16 if first else one[1].dtype), one[0]
+    assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+    for start, one, other in zip(*map(jax.tree.leaves, (params, exact[-1], near[-1])), strict=True):
+        way = np.linalg.norm(one - start)
+        assert np.linalg.norm(other - one) <= 2**-7 * way
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_lr_scale_multiplies_the_whole_update(key, name):
     params, gradients = params_and_gradients(key, steps=1)

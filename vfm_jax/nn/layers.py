@@ -62,18 +62,18 @@ class Dense(nn.Module):
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, lead: tuple[int, ...]) -> jax.Array:
     """x W + b with the trailing axes of x contracted, those after `lead`; W begins with those axes."""
-    features = kernel.shape[x.ndim - len(lead) :]
-    inputs = int(np.prod(x.shape[len(lead) :]))
-    kernel, bias = kernel.reshape(inputs, -1), None if bias is None else bias.reshape(-1)
+    inputs, features = x.shape[len(lead) :], kernel.shape[x.ndim - len(lead) :]
     if target_backend() == "cpu":
         # One large matrix product: a 3-D one pulls the activation into itself and computes it twice.
-        x = x.reshape(-1, inputs)
-    else:
-        x = x.reshape(*lead, inputs)
-    y = x @ kernel
-    if bias is not None:
-        y = y + jnp.broadcast_to(bias, y.shape)
-    return y.reshape(*lead, *features)
+        size = int(np.prod(inputs))
+        y = x.reshape(-1, size) @ kernel.reshape(size, -1)
+        if bias is not None:
+            y = y + jnp.broadcast_to(bias.reshape(-1), y.shape)
+        return y.reshape(*lead, *features)
+    # Heads keep an axis of their own: one that is split over devices cannot be folded into another.
+    contracted = tuple(range(len(lead), x.ndim)), tuple(range(len(inputs)))
+    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 class LayerNorm(nn.Module):

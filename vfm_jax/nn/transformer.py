@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vfm_jax.core.errors import UserError
+from vfm_jax.core.sharding import by_examples
 from vfm_jax.core.tables import lookup
 from vfm_jax.nn.attention import SelfAttention
 from vfm_jax.nn.layers import ACTIVATIONS, NORMS, Dense, Initializer, LayerScale, drop_path, dropout, xavier_uniform
@@ -308,7 +309,7 @@ class Transformer(nn.Module):
 
         def run(x: jax.Array, params: Any, rate: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
             own = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)
-            x, mixed = self.block.apply({"params": params}, x, own, rate, **told, method="with_mlp")
+            x, mixed = self.block.apply({"params": params}, by_examples(x), own, rate, **told, method="with_mlp")
             return x, x if self.levels_of == "block" else mixed
 
         if self.remat != "none":

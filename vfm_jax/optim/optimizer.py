@@ -97,6 +97,7 @@ def lamb(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-6,
+    momentum_dtype: str = "float32",
     weight_decay: Decay = 0.0,
     groups: Groups | None = None,
     layer_decay: float | None = None,
@@ -117,15 +118,17 @@ def lamb(
         b1: memory of the first moment, in [0, 1).
         b2: memory of the second moment, in [0, 1).
         eps: added to the root of the second moment.
+        momentum_dtype: of the first moment.
         weight_decay: from this field on, all optimizers share them.
     """
     _check_share(f"{path}.b1", b1)
     _check_share(f"{path}.b2", b2)
+    _check_dtype(f"{path}.momentum_dtype", momentum_dtype)
     shared: dict[str, Any] = dict(layer_decay=layer_decay, clip_norm=clip_norm, clip_over=clip_over)
     leaves = leaf_settings(params, groups, weight_decay=weight_decay, adaptive=True, path=path, **shared)
     leaves = {name: s._replace(trust_ratio=s.trust_ratio and bool(s.weight_decay)) for name, s in leaves.items()}
     rules = (
-        scale_by_adam(b1=b1, b2=b2, eps=eps),
+        scale_by_adam(b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype),
         add_weight_decay(leaves),
         scale_by_trust_ratio(leaves, 1.0),
         scale_by_rate(leaves, schedule),
@@ -301,6 +304,7 @@ def lars(
     path: str,
     *,
     momentum: float = 0.9,
+    momentum_dtype: str = "float32",
     trust_coefficient: float = 0.001,
     clip_trust: bool = False,
     classic_momentum: bool = False,
@@ -324,6 +328,7 @@ def lars(
         schedule: step -> learning rate.
         path: of the config dict, for messages.
         momentum: memory of the momentum, in [0, 1).
+        momentum_dtype: it is kept in.
         trust_coefficient: step length as a share of the leaf's norm, at learning rate 1.
         clip_trust: the rate of a leaf is the smaller of its trust ratio and the learning rate, in place of their
             product (LARC).
@@ -333,9 +338,10 @@ def lars(
         weight_decay: added to the gradient before its norm is taken; from this field on all share them.
     """
     _check_share(f"{path}.momentum", momentum)
+    _check_dtype(f"{path}.momentum_dtype", momentum_dtype)
     shared: dict[str, Any] = dict(layer_decay=layer_decay, clip_norm=clip_norm, clip_over=clip_over)
     leaves = leaf_settings(params, groups, weight_decay=weight_decay, adaptive=True, path=path, **shared)
-    trace = add_momentum(momentum=momentum, nesterov=nesterov)
+    trace = add_momentum(momentum=momentum, nesterov=nesterov, dtype=momentum_dtype)
     rate = scale_by_rate(leaves, schedule)
     rules = (
         add_weight_decay(leaves),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vfm_jax.core.keys import key_for
-from vfm_jax.core.sharding import replicated
+from vfm_jax.core.sharding import replicated, traced_over
 from vfm_jax.core.types import Batch
 from vfm_jax.experiment import Experiment, Ledger, Variables
 
@@ -23,7 +23,10 @@ class Judge:
     def __init__(self, experiment: Experiment, ledger: Ledger):
         """Takes what to judge, and where records that cannot be used are written down."""
         self._experiment, self._ledger = experiment, ledger
-        self._predict = {name: jax.jit(function) for name, function in experiment.objective.predict.items()}
+        self._predict = {
+            name: jax.jit(traced_over(experiment.mesh, function))
+            for name, function in experiment.objective.predict.items()
+        }
         views = experiment.eval_views
         assert views is not None  # an experiment with evaluators has them
         self._views = jax.jit(lambda batch: views(key_for(experiment.seed, 0, "eval_views"), batch))

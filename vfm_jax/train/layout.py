@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vfm_jax.core.backend import compiling_for, target_backend
 from vfm_jax.core.collectives import Collective, collectives
 from vfm_jax.core.hlo import parse
-from vfm_jax.core.sharding import shardings
+from vfm_jax.core.sharding import HOST_MEMORY, shardings
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.core.types import Batch
 from vfm_jax.experiment import Experiment, from_recipe
@@ -91,12 +92,14 @@ def inspect(recipe: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def layouts(recipe: Mapping[str, Any]) -> Iterator[StageLayout]:
     """Every stage of a recipe on the devices there are; compiles its step, and allocates and runs nothing.
 
-    The messages and the temporary memory are those of the compiler at hand: the CPU's among simulated devices
-    gathers and reduces the same arrays as a GPU's or TPU's, which may fuse, split or overlap them otherwise.
+    The messages and the temporary memory are those of the compiler at hand. The CPU's is given the step in the form
+    that accelerators run (the CPU's own folds the heads into the batch, and cannot split them over devices): among
+    simulated devices it gathers and reduces the same arrays as theirs, which may fuse, split or overlap them.
     """
     for number, stage in enumerate(read_stages(recipe)):
         experiment = from_recipe(stage.recipe, number)
-        step = trace_step(experiment)
+        with compiling_for("tpu" if target_backend() == "cpu" else target_backend()):
+            step = trace_step(experiment)
         executable, _ = step.compile()
         memory = executable.memory_analysis()
         leaves = {name: leaf for name, leaf in named_leaves(step.state).items() if leaf.shape}
@@ -140,7 +143,8 @@ def kinds(state: TrainState, batch: Batch) -> list[dict[str, Any]]:
 
 def _in_words(sharding: jax.sharding.NamedSharding) -> str:
     axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in sharding.spec]
-    return ", ".join(axes) if set(axes) - {"-"} else "replicated"
+    words = ", ".join(axes) if set(axes) - {"-"} else "replicated"
+    return f"{words} (host)" if sharding.memory_kind == HOST_MEMORY else words
 
 
 def _bytes_per_device(leaf: Any) -> int:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
-from vfm_jax.core.sharding import replicated, sharded_init, shardings
+from vfm_jax.core.sharding import on_devices, replicated, sharded_init, shardings, traced_over
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
@@ -55,11 +55,14 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def train(
+    recipe: Mapping[str, Any], workdir: str | os.PathLike[str], *, profile: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Runs a recipe in `workdir`, or continues there where it stopped, and gives its summary.
 
-    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report; and
-    `bad_samples.jsonl` where there are records that cannot be used.
+    Leaves `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/` and the arrays of the report;
+    `bad_samples.jsonl` where there are records that cannot be used; and `profile/`, a trace of the steps from
+    `profile[0]` to `profile[1]`, counted from 1 over all stages.
 
     Raises:
         UserError: the recipe or the data cannot be used, or the workdir holds another model.
@@ -73,7 +76,7 @@ def train(recipe: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[st
     stages = read_stages(recipe)
     # All of them first: every mistake shows before any work.
     experiments = [from_recipe(stage.recipe, i) for i, stage in enumerate(stages)]
-    run = Run(workdir, recipe, stages, experiments)
+    run = Run(workdir, recipe, stages, experiments, profile)
     experiments[0].keep_vocabulary(workdir)
     with _Stop() as stop:
         try:
@@ -128,7 +131,7 @@ def _evaluate_public_weights(experiment: Experiment) -> dict[str, float]:
     if not experiment.evaluations:
         raise UserError("The recipe has no config.evals: nothing to evaluate.")
     blank, key, _ = blank_state(experiment)
-    state, account = _with_public_weights(experiment, sharded_init(blank, experiment.rules, experiment.mesh, key))
+    state, account = _with_public_weights(experiment, _born(experiment, blank, key))
     print(account, flush=True)
     return _judge_alone(experiment).evaluate(state.variables, experiment.evaluations)
 
@@ -220,7 +223,7 @@ def run_stage(
                 )
         else:
             start = 0
-            state = sharded_init(blank, experiment.rules, experiment.mesh, key)
+            state = _born(experiment, blank, key)
             if donor is not None:
                 variables, account = carry_over(
                     Variables(state.params, state.extra),
@@ -238,7 +241,7 @@ def run_stage(
                 extra, account = experiment.fill_frozen(state.extra)
                 state = state.replace(extra=extra)
                 run.say(account)
-        step_function = jitted_step(experiment, abstract)
+        step_function = run.profiled(jitted_step(experiment, abstract), experiment, start)
         run.begin()
         if public and judge:  # what the run is to improve on
             figures = judge.evaluate(state.variables, experiment.evaluations)
@@ -267,7 +270,7 @@ def run_stage(
                 step += 1
         checkpoints.wait()
         if judge and step >= experiment.total_steps and not run.is_concluded(stage.name):
-            fresh = functools.partial(sharded_init, blank, experiment.rules, experiment.mesh, key)
+            fresh = functools.partial(_born, experiment, blank, key)
             _conclude(run, stage.name, experiment, judge, state, fresh)
     return state
 
@@ -285,9 +288,13 @@ def blank_state(experiment: Experiment) -> tuple[Callable[[jax.Array], TrainStat
 
     key = key_for(experiment.seed, 0, "init", experiment.stage)
     shapes = jax.eval_shape(blank, key)
-    layout = shardings(shapes, experiment.mesh, experiment.rules)
+    layout = shardings(shapes, experiment.mesh, experiment.rules, experiment.offload)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
     return blank, key, abstract
+
+
+def _born(experiment: Experiment, blank: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
+    return sharded_init(blank, experiment.rules, experiment.mesh, key, on_host=experiment.offload)
 
 
 def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
@@ -297,6 +304,7 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         experiment: the stage.
         abstract: shape, dtype and sharding of every leaf of its state, which the step keeps.
     """
+    mesh, layout = experiment.mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_step(
         experiment.objective,
         experiment.optimizer,
@@ -307,10 +315,11 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         log_every_steps=experiment.log_every_steps,
         update_ema=experiment.update_ema,
         update_profiles=experiment.tracker.update if experiment.tracker else None,
+        **({"fetch": on_devices} if experiment.offload else {}),
         schedule=experiment.schedule,
     )
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(experiment.mesh)))
+
+    return jax.jit(traced_over(mesh, step), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
 
 
 def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:
@@ -322,7 +331,8 @@ def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[Tra
 
 def _started_from(state: TrainState, params: Any, extra: Any) -> TrainState:
     """A fresh state with other parameters, and the average that starts there."""
-    return state.replace(params=params, extra=extra, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+    ema = jax.tree.map(lambda one, old: jax.device_put(jnp.copy(one), old.sharding), params, state.ema or params)
+    return state.replace(params=params, extra=extra, ema=ema if state.ema else {})
 
 
 def _due(experiment: Experiment, step: int, start: int) -> list[str]:

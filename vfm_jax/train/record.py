@@ -22,7 +22,10 @@ from vfm_jax.report.progress import Progress
 from vfm_jax.report.redaction import redact
 from vfm_jax.report.writers import WRITERS, JsonLines, MetricsWriter
 from vfm_jax.train.doctor import input_bound
+from vfm_jax.train.profile import Profile
 from vfm_jax.train.stages import Stage
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
 
 _JUDGED_AFTER = 10.0  # seconds of steady training, from which a verdict on its pace is given
 _OFFENDERS = 3  # examples and leaves named when something is not finite
@@ -73,7 +76,12 @@ class Run:
         recipe: Mapping[str, Any],
         stages: Sequence[Stage],
         experiments: Sequence[Experiment],
+        profile: tuple[int, int] | None = None,
     ):
+        """Takes the run's recipe, its stages and what they are made of, and the first and last step to trace."""
+        total = sum(experiment.total_steps for experiment in experiments)
+        if profile is not None and profile[1] > total:
+            raise UserError(f"--profile={profile[0]}:{profile[1]} goes beyond the run, which has {total:,} steps.")
         self.workdir = workdir
         self.checkpoints = workdir / "checkpoints"
         self.is_first = jax.process_index() == 0
@@ -94,6 +102,7 @@ class Run:
         if before and before != self._recipe:
             self.say("The recipe differs from the one this workdir was begun with; going on with the new one.")
             self.summary.pop("evaluations", None)
+        self._profile = Profile(*profile, workdir / "profile", self.say) if profile and self.is_first else None
         self._others: list[MetricsWriter] = []
         for name in experiments[0].writers:
             lookup(WRITERS, name, "config.writers")
@@ -184,6 +193,16 @@ class Run:
                 if watch.images_per_second is not None:
                     self.summary["images_per_second"] = watch.images_per_second
 
+    def profiled(self, step: Step, experiment: Experiment, start: int) -> Step:
+        """The step function of a stage, of which `start` steps are done, that traces what is to be traced."""
+        if self._profile is None:
+            return step
+        stages = self.summary["stages"][: experiment.stage]
+        done = start + sum(row["total_steps"] for row in stages)
+        if done >= self._profile.last:
+            self.say(f"No trace: the run stands at step {done:,}, behind --profile={self._profile}.")
+        return self._profile.over(step, done)
+
     def is_concluded(self, stage: str) -> bool:
         """Whether the stage's last evaluation is known, from before a restart."""
         return self._label(stage) in self.summary.get("evaluations", {})
@@ -205,6 +224,8 @@ class Run:
 
     def close(self, stopped_by: str) -> None:
         """Writes the summary and closes the files."""
+        if self._profile:
+            self._profile.close()
         rows = self.summary["stages"]
         self.summary["finished"] = all(row["steps"] >= row["total_steps"] for row in rows)
         self.summary["stopped_by"] = "" if self.summary["finished"] else stopped_by

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vfm_jax.core.sharding import on_devices
 from vfm_jax.core.types import Batch
 from vfm_jax.experiment import Objective, Variables
 
@@ -34,7 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
     @property
     def variables(self) -> Variables:
         """What evaluation looks at: the averaged parameters where there are any."""
-        return Variables(self.ema or self.params, self.extra)
+        return Variables(on_devices(self.ema) or self.params, self.extra)
 
 
 def init_state(

@@ -28,13 +28,16 @@ def make_step(
     log_every_steps: int = 1,
     update_ema: Callable[[Any, Any, jax.Array], Any] | None = None,
     update_profiles: Callable[[Any, Any, jax.Array], Any] | None = None,
+    fetch: Callable[[Any, Any], Any] = lambda tree, after: tree,
     schedule: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function (state, host batch) -> (state after one update, measurements).
 
     Measurements hold what the objective reports, what `objectives.observe` sees (NaN in all steps but every
     `log_every_steps`-th, the ones that are logged), and `learning_rate`, `gradient_norm`, and `leaf_gradient_norms`
-    (one number per parameter leaf in tree order, looked at when something is not finite).
+    (one number per parameter leaf in tree order, looked at when something is not finite). `fetch(tree, after)` brings
+    a part of the state that is kept elsewhere, once what stands in `after` is there: moments after the gradients, and
+    averages after the new parameters.
     """
     update = optax.with_extra_args_support(optimizer).update
 
@@ -50,11 +53,13 @@ def make_step(
             """That of this very step at other parameters, for an optimizer that asks."""
             return gradients(objective, params, state.extra, batch, key, state.step, num_micro_batches, False)[0]
 
-        updates, opt_state = update(grads, state.opt_state, state.params, gradient=gradient)
+        moments = fetch(state.opt_state, grads)
+        updates, opt_state = update(grads, moments, state.params, gradient=gradient)
         params = objective.constrain(optax.apply_updates(state.params, updates))
         extra = objective.after_update(params, extra, state.step)
-        ema = update_ema(state.ema, params, state.step) if update_ema else state.ema
-        profiles = update_profiles(state.profiles, params, state.step) if update_profiles else state.profiles
+        ema, profiles = fetch(state.ema, params), fetch(state.profiles, params)
+        ema = update_ema(ema, params, state.step) if update_ema else ema
+        profiles = update_profiles(profiles, params, state.step) if update_profiles else profiles
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
         measured = measured | {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),

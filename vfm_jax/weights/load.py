@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.core.sharding import FSDP_RULES, Rules, shardings
+from vfm_jax.core.sharding import RULES, Rules, shardings
 from vfm_jax.core.tables import build, keywords, lookup, nearest
 from vfm_jax.models import MODELS
 from vfm_jax.models.assembly import Assembly
@@ -389,7 +389,7 @@ def load_pretrained(
     dtype: str = "float32",
     strict: bool = True,
     mesh: jax.sharding.Mesh | None = None,
-    sharding: Rules = FSDP_RULES,
+    sharding: Rules = RULES,
     family: str | None = None,
     heads: int | Mapping[str, int] | None = None,
     rename: Sequence[tuple[str, str]] = (),
