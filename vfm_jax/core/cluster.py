@@ -196,22 +196,20 @@ def _tasks_per_node(environment: Environment, count: int, num_nodes: int) -> lis
     return tasks if len(tasks) == num_nodes else [-(-count // num_nodes)] * num_nodes
 
 
-def _gpus(
-    environment: Environment, local: int, per_host: int, devices: str = _NVIDIA
-) -> tuple[tuple[int, ...] | None, int | None]:
+def _gpus(environment: Environment, local: int, per_host: int) -> tuple[tuple[int, ...] | None, int | None]:
     """Of this host's GPUs those of process `local` of `per_host` there (None: all it sees), and how many they are.
 
     JAX by itself gives every process that a launcher has started one GPU, and seven of eight do nothing where there
     is one process for a host.
     """
-    if _only_for("cpu", environment):
+    if environment.get("JAX_PLATFORMS") == "cpu" or "JAX_LOCAL_DEVICE_IDS" in environment:  # JAX reads the latter
         return None, None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         total = len([name for name in visible.split(",") if name and name not in ("-1", "NoDevFiles")])
     else:
         total = _whole(environment, "SLURM_GPUS_ON_NODE") or (
-            len(os.listdir(devices)) if os.path.isdir(devices) else 0
+            len(os.listdir(_NVIDIA)) if os.path.isdir(_NVIDIA) else 0
         )
     if not total:
         return None, None
@@ -224,10 +222,6 @@ def _gpus(
         )
     share = total // per_host
     return tuple(range(local * share, (local + 1) * share)), share
-
-
-def _only_for(platform: str, environment: Environment) -> bool:
-    return environment.get("JAX_PLATFORMS", "").split(",")[0] == platform
 
 
 def _open_mpi(environment: Environment) -> dict[str, Any] | None:

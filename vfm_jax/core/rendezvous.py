@@ -193,7 +193,7 @@ class _Reception:
 
     def gather(self, seconds: float, every_seconds: float, say: Callable[[str], None]) -> Line:
         begun = told = time.monotonic()
-        answer: Message = {"stop": "the first process has failed; it says why"}
+        answer: Message = {"stop": "The first process has ended; it says why."}
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             try:
@@ -210,19 +210,15 @@ class _Reception:
                         self._attend(selector, key.data)
                 self._wrong = self._wrong or _differences(self._facts, self._hosts)
                 answer = {"stop": self._wrong} if self._wrong else {"go": self._hosts}
-            except KeyboardInterrupt:
-                answer = {"stop": "the first process was stopped by Ctrl-C"}
-                raise
             finally:
-                for peer in self._waiting(selector):
+                for peer in [key.data for key in selector.get_map().values() if key.data is not None]:
                     with contextlib.suppress(OSError):
                         peer.send(answer)
+                    if "stop" in answer or peer not in self._present.values():
+                        peer.close()
         if self._wrong:
             raise UserError(self._wrong)
         return Line(self._cluster, self._present, self._hosts)
-
-    def _waiting(self, selector: selectors.BaseSelector) -> Iterator[_Peer]:
-        return (key.data for key in list(selector.get_map().values()) if key.data is not None)
 
     def _attend(self, selector: selectors.BaseSelector, peer: _Peer | None) -> None:
         if peer is None:
@@ -304,6 +300,7 @@ def _knock(cluster: Cluster, facts: Facts, seconds: float, every_seconds: float,
             say(f"Waiting for the first process at {cluster.coordinator}, for {now - begun:.0f} s ({reason}).")
         time.sleep(_RETRY_SECONDS)
     if "stop" in answer:
+        peer.close()
         raise UserError(str(answer["stop"]))
     return Line(cluster, {0: peer}, {int(number): str(name) for number, name in answer["go"].items()})
 
@@ -334,8 +331,8 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
             listener = socket.create_server(("", int(port)), backlog=1024)
     except OSError as error:
         raise UserError(
-            f"The first process cannot listen at {cluster.coordinator}: {error.strerror}. Give another port in "
-            "--coordinator (or JAX_COORDINATOR_PORT), the same everywhere."
+            f"The first process cannot listen at {cluster.coordinator}: {os.strerror(error.errno or 0)}. Give "
+            "--coordinator (or JAX_COORDINATOR_PORT) another port, the same everywhere."
         ) from error
     with listener:
         listener.setblocking(False)
