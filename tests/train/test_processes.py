@@ -336,9 +336,20 @@ def test_when_one_is_killed_the_other_says_so_and_ends_and_both_go_on_later(serv
     assert _leaves(workdir) == _leaves(unbroken)
 
 
-def test_when_one_fails_the_others_hear_why(server, recipe, port):
-    workdir = server.folder / "failed"
-    jobs = _jobs(server, workdir, recipe | dict(evals={}), [_flags(port, 2, number) for number in range(2)])
+def test_tasks_of_slurm_find_each_other_and_hear_why_one_fails(server, recipe, port):
+    workdir = server.folder / "slurm"
+    jobs = _jobs(server, workdir, recipe | dict(evals={}), [[], []])
+    for number, job in enumerate(jobs):
+        job["env"] |= {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+            "SLURM_PROCID": str(number),
+            "SLURM_LOCALID": str(number),
+            "JAX_COORDINATOR_PORT": str(port),
+        }
     jobs[1]["fails_at"] = 4
     server.start(jobs)
     assert server.wait() == [1, 1], _logs(workdir)
@@ -346,6 +357,7 @@ def test_when_one_fails_the_others_hear_why(server, recipe, port):
     told = _log(workdir, 0)
     assert "vfm: process 1 (" in told and "ended: this disk is worn out" in told
     assert "Traceback" not in told
+    assert _steps(workdir) >= 2
 
 
 def test_different_recipes_are_named_before_any_work(server, recipe, port):
@@ -376,25 +388,6 @@ def test_different_numbers_of_devices_are_refused(server, recipe, port):
     server.start(jobs)
     assert server.wait() == [2, 2], _logs(workdir)
     assert "The processes do not have the same number of devices: 1 in process 0, 2 in process 1." in _log(workdir, 0)
-
-
-def test_tasks_of_slurm_find_each_other(server, recipe, port):
-    workdir = server.folder / "slurm"
-    jobs = _jobs(server, workdir, recipe | dict(total_steps=2, evals={}), [[], []])
-    for number, job in enumerate(jobs):
-        job["env"] |= {
-            "SLURM_JOB_ID": "7",
-            "SLURM_STEP_ID": "0",
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_STEP_NUM_TASKS": "2",
-            "SLURM_STEP_TASKS_PER_NODE": "2",
-            "SLURM_PROCID": str(number),
-            "SLURM_LOCALID": str(number),
-            "JAX_COORDINATOR_PORT": str(port),
-        }
-    server.start(jobs)
-    assert server.wait() == [0, 0], _logs(workdir)
-    assert json.loads((workdir / "summary.json").read_text())["hardware"]["num_processes"] == 2
 
 
 @pytest.mark.slow

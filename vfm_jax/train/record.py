@@ -180,7 +180,7 @@ class Run:
             leaf_names: of the parameters, in order.
             reading: gives the seconds spent on reading data so far, by part.
         """
-        if self._metrics:
+        if self._metrics and start < experiment.total_steps:  # after a stage that is done come the rows of the next
             self._metrics.truncate_after(experiment.stage, start)
         with Progress(stage, experiment.total_steps) if self.is_first else contextlib.nullcontext() as progress:
             watch = Watch(self, experiment, start, leaf_names, progress, reading)
