@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from vfm_jax.core.cluster import Cluster
-from vfm_jax.core.errors import UserError
+from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.rendezvous import Line, is_loopback, meet
 
 WAIT_SECONDS = 300.0  # for the other processes; VFM_WAIT_SECONDS is another number
@@ -45,6 +45,7 @@ def initialize(cluster: Cluster, facts: Mapping[str, str]) -> None:
 
     Raises:
         UserError: in every process: one is missing, or differs (it says in what); or JAX does not see all devices.
+        TrainingError: JAX's own connections fail.
     """
     global _line
     line = meet(cluster, facts, seconds=_wait_seconds())
@@ -52,16 +53,22 @@ def initialize(cluster: Cluster, facts: Mapping[str, str]) -> None:
     _line = line
     host, _, port = cluster.coordinator.rpartition(":")
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        coordinator_address=cluster.coordinator,
-        num_processes=cluster.num_processes,
-        process_id=cluster.process_id,
-        local_device_ids=cluster.local_device_ids,
-        cluster_detection_method="deactivate",
-        initialization_timeout=int(_wait_seconds()),
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        coordinator_bind_address=f"{host}:{port}" if is_loopback(host) else None,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.num_processes,
+            process_id=cluster.process_id,
+            local_device_ids=cluster.local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=max(1, int(_wait_seconds())),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator_bind_address=f"{host}:{port}" if is_loopback(host) else None,
+        )
+    except RuntimeError as error:  # JaxRuntimeError is one
+        raise TrainingError(
+            f"All processes have met, and then JAX could not connect them at {cluster.coordinator}: {error}\n"
+            "Give --coordinator another port, and see that no proxy is set (http_proxy)."
+        ) from error
     check_devices(cluster, collections.Counter(device.process_index for device in jax.devices()))
 
 

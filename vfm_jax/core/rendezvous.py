@@ -99,12 +99,11 @@ class Line:
                 if number != source:
                     with contextlib.suppress(OSError):
                         peer.send({"ended": said, "code": code})
-        print(
-            f"\nvfm: {said}\nThis process ({self._cluster.process_id} of {self._cluster.num_processes}) ends too. "
-            "The same command on every host goes on from the last checkpoint.",
-            file=sys.stderr,
-            flush=True,
-        )
+        number, count = self._cluster.process_id, self._cluster.num_processes
+        way_on = (
+            "" if code == 2 else " The same command on every host goes on from the last checkpoint."
+        )  # 2: a mistake
+        print(f"\nvfm: {said}\nProcess {number} of {count} ends too.{way_on}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code)  # the main thread may wait for the other process within a collective, for ever
