@@ -34,12 +34,14 @@ def run(job):
     stepped = Watch.stepped
 
     def step_and_note(self, measured, batch, waited):
-        time.sleep(job["pause"])  # there is time to be stopped in, at no cost
         shards = sorted(batch["index"].addressable_shards, key=lambda shard: shard.index[0].start or 0)
         with open(job["rows"], "a") as file:
             print(json.dumps([int(i) for shard in shards for i in shard.data]), file=file)
-        if self.steps_done + 2 == job["fails_at"]:
+        under_way = self.steps_done + 2  # one step is read while the next is under way
+        if under_way == job["fails_at"]:
             raise TrainingError("this disk is worn out")
+        while under_way == job["waits_at"] and not os.path.exists(job["rows"] + ".on"):
+            time.sleep(0.01)
         stepped(self, measured, batch, waited)
 
     Watch.stepped = step_and_note
@@ -188,7 +190,7 @@ def _jobs(server, workdir, recipe, flags, *, command="train", devices=1, **more)
             rows=f"{workdir}.{number}.rows",
             env={"VFM_WAIT_SECONDS": str(PATIENCE)},
             cwd=str(server.folder),
-            pause=0.0,
+            waits_at=0,
             report=False,
             fails_at=0,
         )
@@ -243,21 +245,24 @@ def _wait_until(condition):
     return condition()
 
 
-def _steps(workdir):
-    metrics = workdir / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+def _count(file):
+    """Lines of a file."""
+    return pathlib.Path(file).read_text().count("\n") if os.path.exists(file) else 0
 
 
 def _is_saved(workdir, step):
     return (workdir / "checkpoints" / "train" / str(step) / "manifest.json").exists()
 
 
-def _disturbed(server, workdir, recipe, port, disturb, *, count=2, devices=1, at=5, **more):
-    """Exit codes of a run with which `disturb` does something, given its process numbers, after some steps."""
-    flags = [_flags(port, count, number) for number in range(count)]
-    children = server.start(_jobs(server, workdir, recipe, flags, devices=devices, pause=0.05, **more))
-    assert _wait_until(lambda: _steps(workdir) >= at), _logs(workdir)
-    disturb(children)
+def _signalled(server, workdir, recipe, port, hit, number, *, waits_at, before=0, devices=1):
+    """Exit codes of two processes, one of which has got a signal in a step, `before` it those of another stage."""
+    jobs = _jobs(server, workdir, recipe, [_flags(port, 2, n) for n in range(2)], devices=devices, waits_at=waits_at)
+    children = server.start(jobs)
+    assert _wait_until(lambda: all(_count(job["rows"]) == before + waits_at for job in jobs)), _logs(workdir)
+    os.kill(children[hit], number)
+    assert _wait_until(lambda: "saving as soon as all processes know" in _log(workdir, hit)), _logs(workdir)
+    for job in jobs:
+        pathlib.Path(job["rows"] + ".on").touch()
     return server.wait()
 
 
@@ -305,11 +310,10 @@ def test_matrices_split_over_processes_learn_the_same(alone, unbroken):
 )
 def test_a_signal_to_one_stops_all_at_the_same_step(server, unbroken, split, port, number, hit):
     workdir = server.folder / f"stopped_{hit}"
-    codes = _disturbed(server, workdir, split, port, lambda children: os.kill(children[hit], number))
-    assert codes == [0, 0], _logs(workdir)
+    assert _signalled(server, workdir, split, port, hit, number, waits_at=6) == [0, 0], _logs(workdir)
     stopped = json.loads((workdir / "summary.json").read_text())
     assert (stopped["finished"], stopped["stopped_by"]) == (False, "SIGTERM" if hit else "Ctrl-C")
-    assert 5 <= stopped["steps"] < STEPS
+    assert 6 <= stopped["steps"] <= 8
     assert _is_saved(workdir, stopped["steps"])
     _run(server, workdir, split, 2, port)
     assert f"Resuming stage train at step {stopped['steps']}." in _log(workdir, 0)
@@ -320,12 +324,11 @@ def test_a_signal_to_one_stops_all_at_the_same_step(server, unbroken, split, por
 def test_when_one_is_killed_the_other_says_so_and_ends_and_both_go_on_later(server, unbroken, split, port):
     workdir = server.folder / "killed"
     for hit, saved in ((1, 8), (0, 16)):
-
-        def kill(children, hit=hit, saved=saved):
-            assert _wait_until(lambda: _is_saved(workdir, saved)), _logs(workdir)
-            os.kill(children[hit], signal.SIGKILL)
-
-        codes = _disturbed(server, workdir, split, port, kill)
+        flags = [_flags(port, 2, number) for number in range(2)]
+        children = server.start(_jobs(server, workdir, split, flags, waits_at=saved + 4))
+        assert _wait_until(lambda saved=saved: _is_saved(workdir, saved)), _logs(workdir)
+        os.kill(children[hit], signal.SIGKILL)
+        codes = server.wait()
         assert codes == [-signal.SIGKILL if number == hit else 1 for number in range(2)], _logs(workdir)
         told = _log(workdir, 1 - hit)
         assert f"vfm: process {hit} (" in told and "gone without a word" in told
@@ -357,7 +360,7 @@ def test_tasks_of_slurm_find_each_other_and_hear_why_one_fails(server, recipe, p
     told = _log(workdir, 0)
     assert "vfm: process 1 (" in told and "ended: this disk is worn out" in told
     assert "Traceback" not in told
-    assert _steps(workdir) >= 2
+    assert _count(workdir / "metrics.jsonl") >= 2
 
 
 def test_different_recipes_are_named_before_any_work(server, recipe, port):
@@ -398,8 +401,8 @@ def test_four_processes_go_on_from_two_and_two_stages_hand_over(server, split, p
     recipe |= dict(stages=stages, evals=dict(knn=dict(num_neighbors=5, every_steps=6)))
     alone = _run(server, server.folder / "alone_in_stages", recipe, 1, 0, devices=4)
     workdir = server.folder / "two_then_four"
-    stop = lambda children: os.kill(children[0], signal.SIGTERM)  # noqa: E731
-    assert _disturbed(server, workdir, recipe, port, stop, devices=2, at=18) == [0, 0], _logs(workdir)
+    codes = _signalled(server, workdir, recipe, port, 0, signal.SIGTERM, waits_at=18, before=12, devices=2)
+    assert codes == [0, 0], _logs(workdir)
     _run(server, workdir, recipe, 4, port)
     np.testing.assert_allclose(_losses(workdir), _losses(alone), rtol=1e-5)
     assert _figures(workdir) == _figures(alone)
