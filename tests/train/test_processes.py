@@ -37,7 +37,7 @@ def run(job):
         shards = sorted(batch["index"].addressable_shards, key=lambda shard: shard.index[0].start or 0)
         with open(job["rows"], "a") as file:
             print(json.dumps([int(i) for shard in shards for i in shard.data]), file=file)
-        under_way = self.steps_done + 2  # one step is read while the next is under way
+        under_way = self.steps_done + 1 + (self._pending is not None)  # one is read while the next is under way
         if under_way == job["fails_at"]:
             raise TrainingError("this disk is worn out")
         while under_way == job["waits_at"] and not os.path.exists(job["rows"] + ".on"):
