@@ -29,6 +29,8 @@ looks at N records of each split; --step-seconds=N, or --workdir=DIR of a run, s
 v5p:8x8x8, v6e:4x4, h100:8, h200:1 or cpu. Data that are not here are known by their size (--examples=N).
 `train` in a workdir that holds a run of the same recipe continues it. Ctrl-C and SIGTERM save first. --profile=10:15
 traces these steps into DIR/profile.
+On several hosts or GPUs start the same `train` or `eval` in each process; on TPU pods, under SLURM and Open MPI they
+find each other, elsewhere by --coordinator=HOST:PORT --num-processes=N --process-id=I (docs/multihost.md).
 Mistakes are answered in a few lines with exit code 2; --debug shows where they came up.
 """
 
@@ -39,6 +41,7 @@ import math
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,13 +74,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv)
+        code = _run(argv)
     except BrokenPipeError:  # whoever read the output has left (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = _leave(0, "its output was closed")
     except KeyboardInterrupt:
         print("Stopped by Ctrl-C.", file=sys.stderr)
-        return 130
+        code = _leave(130, "Ctrl-C")
+    except Exception as error:
+        if _company() is None:
+            raise
+        traceback.print_exc()
+        code = _leave(1, f"{type(error).__name__}: {error}")
+    return code
+
+
+def _company() -> Any:
+    """The module `core.distributed` where this process is one of several; else None."""
+    module = sys.modules.get("vfm_jax.core.distributed")
+    return module if module is not None and module.in_company() else None
+
+
+def _leave(code: int, reason: str = "") -> int:
+    """The exit code, once this process's part in a run of several is over: see `core.distributed.leave`."""
+    if company := _company():
+        company.leave(code, reason)
+    return code
 
 
 def _run(argv: list[str]) -> int:
@@ -90,14 +112,16 @@ def _run(argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        return _dispatch(argv[0], argv[1:])
+        return _leave(_dispatch(argv[0], argv[1:]))
     except Exception as error:
         code = _exit_code(error)
+        if code != 2 and (company := _company()):
+            company.hear_of_others()
         if debug or code is None:
             raise
         name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
         print(f"vfm {name}: {error}", file=sys.stderr)
-        return code
+        return _leave(code, str(error))
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -378,14 +402,53 @@ def _print(rows: Sequence[Mapping[str, Any]], flags: Flags, title: str = "") -> 
         print_table(rows, title=title)
 
 
+def _join(command: str, flags: Flags, recipe: Mapping[str, Any]) -> bool:
+    """Makes this process one of several, where it is one; whether it is the one that prints for all."""
+    from vfm_jax.core.cluster import alone_in_an_allocation, find_cluster
+
+    number = flags.get("process-id")
+    if number is not None and not number.isdigit():
+        raise _Mistake(f"--process-id={number}: expected a whole number, counted from 0.")
+    cluster = find_cluster(
+        os.environ,
+        coordinator=flags.get("coordinator"),
+        num_processes=_number(flags, "num-processes", 0) or None,
+        process_id=None if number is None else int(number),
+    )
+    if cluster is None:
+        if line := alone_in_an_allocation(os.environ):
+            print(line, file=sys.stderr)
+        return True
+    from vfm_jax.core.distributed import initialize, is_first
+    from vfm_jax.core.trees import flatten_dict
+    from vfm_jax.report.environment import code_digest, versions
+    from vfm_jax.report.redaction import redact
+    from vfm_jax.train.record import plain
+
+    same = {"command": command, "--workdir": flags.get("workdir"), **versions(), "code": code_digest()}
+    fields = flatten_dict(_numbered({"config": redact(plain(recipe))}))
+    initialize(cluster, {name: str(value) for name, value in (same | fields).items()})
+    return is_first()
+
+
+def _numbered(value: Any) -> Any:
+    """Lists as mappings from their items' numbers, as overrides call them."""
+    if isinstance(value, list) and value:
+        value = {str(i): item for i, item in enumerate(value)}
+    return {name: _numbered(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
 def _train(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     from vfm_jax.train.profile import read_steps
 
     profile = read_steps(flags["profile"]) if "profile" in flags else None
     workdir, recipe = _workdir(flags), _recipe(flags, overrides)
+    is_first = _join("train", flags, recipe)
     from vfm_jax.train.loop import train
 
     summary = train(recipe, workdir, profile=profile)
+    if not is_first:
+        return
     if summary.get("evaluations"):
         _print(_comparison(summary["evaluations"]), flags, "Held-out accuracy")
     if not summary["finished"]:
@@ -406,10 +469,13 @@ def _eval(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
     recipe = _recipe(flags, overrides)
     public = "workdir" not in flags and bool(recipe.get("init", {}).get("weights"))
     workdir = None if public else _workdir(flags)
+    is_first = _join("eval", flags, recipe)
     from vfm_jax.train.loop import evaluate
 
     with contextlib.redirect_stdout(sys.stderr if "json" in flags else sys.stdout):  # the account of the weights
         step, figures = evaluate(recipe, workdir)
+    if not is_first:
+        return
     _print([{"evaluation": name, "value": value} for name, value in figures.items()], flags, f"Step {step:,}")
 
 
@@ -913,11 +979,12 @@ def _heads(text: str) -> int | dict[str, int]:
 
 _MESSAGES = 20  # the largest, which are shown
 
+_PROCESSES = {"coordinator": False, "num-processes": False, "process-id": False}
 _FILE = {"heads": False, "family": False, "image-size": False}
 
 COMMANDS = {
-    "train": Command(_train, {"config": False, "workdir": False, "profile": False, "json": True}),
-    "eval": Command(_eval, {"config": False, "workdir": False, "json": True}),
+    "train": Command(_train, {"config": False, "workdir": False, "profile": False, "json": True} | _PROCESSES),
+    "eval": Command(_eval, {"config": False, "workdir": False, "json": True} | _PROCESSES),
     "report": Command(_report, {"workdir": False}),
     "inspect": Command(_inspect, {"config": False, "sharding": True, "devices": False, "json": True}),
     "plan": Command(_plan, {"on": False, "examples": False, "json": True}, ("config",)),

@@ -25,6 +25,7 @@ from vfm_jax.core.sharding import (
     RULES,
     Rules,
     batch_sharding,
+    batch_share,
     check_batch_size,
     global_batch,
     has_host_memory,
@@ -206,6 +207,7 @@ class Experiment:
             loader = {**loader, "workers": 0}  # there is nothing left to decode
             stored = {STORED: on_every_device(whole, replicated(self.mesh))}
             left_out = (*left_out, "image")  # it has no pixels
+        part, num_parts = batch_share(self.mesh)
         host = train_batches(
             source,
             batch_size=self.batch_size,
@@ -213,8 +215,8 @@ class Experiment:
             stage=self.stage,
             start_step=start_step,
             ledger=ledger,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=num_parts,
             **loader,
         )
         return prefetch(host, lambda batch: {**self._on_devices(batch, left_out), **stored})
@@ -241,11 +243,12 @@ class Experiment:
         records: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
         """Global batches of one pass over "train" or "test" (or of `limit` evenly spaced examples, or `records`)."""
+        part, num_parts = batch_share(self.mesh)
         host = eval_batches(
             self.eval_sources[split],
             batch_size=self.eval_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=num_parts,
             limit=limit,
             records=records,
             max_bad_ratio=self.loader["max_bad_ratio"],

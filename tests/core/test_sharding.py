@@ -1,5 +1,7 @@
 """Meshes in words, layouts by leaf name, arrays born on their devices."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import (
+    AXES,
     batch_sharding,
     by_examples,
+    batch_share,
     check_batch_size,
     global_batch,
     make_mesh,
@@ -18,6 +22,7 @@ from vfm_jax.core.sharding import (
     sharded_init,
     shardings,
     traced_over,
+    to_host,
 )
 
 
@@ -221,3 +226,43 @@ def test_a_batch_size_that_does_not_divide_is_answered_with_the_nearest_that_do(
         check_batch_size(30, mesh, 3)
     with pytest.raises(UserError, match=r"is 3,.*Try 4\."):
         check_batch_size(3, mesh)
+
+
+def _mesh_of(processes):
+    """What `batch_share` looks at of a mesh (data, fsdp, tensor): the process of each device."""
+    processes = np.array(processes)
+    devices = np.vectorize(lambda process: types.SimpleNamespace(process_index=process), otypes=[object])(processes)
+    return types.SimpleNamespace(devices=devices, shape=dict(zip(AXES, processes.shape, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("processes", "shares"),
+    [
+        ([[[0]], [[0]], [[1]], [[1]]], [(0, 2), (1, 2)]),
+        ([[[0], [0]], [[1], [1]]], [(0, 2), (1, 2)]),
+        ([[[0], [1]], [[0], [1]]], [(0, 2), (1, 2)]),
+        ([[[1]], [[0]], [[1]], [[0]]], [(1, 2), (0, 2)]),
+        ([[[0, 1]], [[0, 1]]], [(0, 1), (0, 1)]),
+        ([[[0, 0, 1, 1]], [[2, 2, 3, 3]]], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ],
+    ids=["data", "fsdp_inside", "fsdp_across", "interleaved", "tensor_across", "tensor_across_in_pairs"],
+)
+def test_each_process_reads_its_share_of_a_batch(processes, shares, monkeypatch):
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert batch_share(_mesh_of(processes)) == share
+
+
+def test_processes_that_share_a_part_of_their_rows_are_refused(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"data=1, fsdp=3, tensor=2 over 3 processes, some of which would share a part"
+    ):
+        batch_share(_mesh_of([[[0, 0], [0, 1], [1, 2]]]))
+
+
+def test_the_whole_of_a_tree_comes_to_the_host():
+    mesh = make_mesh(data=-1)
+    split = jax.device_put(np.arange(16.0, dtype=np.float32), batch_sharding(mesh))
+    found = to_host({"a": split, "b": 3})
+    np.testing.assert_array_equal(found["a"], np.arange(16.0))
+    assert isinstance(found["a"], np.ndarray) and found["b"] == 3

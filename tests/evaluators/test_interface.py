@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vfm_jax.core.errors import UserError
-from vfm_jax.core.sharding import batch_sharding, make_mesh
+from vfm_jax.core.sharding import batch_sharding, make_mesh, to_host
 from vfm_jax.evaluators import EVALUATORS, Evaluator, evaluate
-from vfm_jax.evaluators.interface import check_evaluator, one_behind, to_host
+from vfm_jax.evaluators.interface import check_evaluator, one_behind
 
 
 def test_the_encoder_runs_once_for_all_evaluators_that_pool_alike(toy, blobs):

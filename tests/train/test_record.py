@@ -4,8 +4,9 @@ import types
 
 import pytest
 
+from vfm_jax.report.writers import JsonLines, read_metrics
 from vfm_jax.train import record
-from vfm_jax.train.record import Watch
+from vfm_jax.train.record import Run, Watch
 
 READING = {"read": 0.0, "decode": 30.0, "resize": 10.0, "other": 0.0}
 
@@ -65,3 +66,16 @@ def test_a_run_of_few_seconds_gets_no_verdict(watch):
         step(1.0, 1.0)
     assert watch.input_figures()["verdict"] == ""
     assert not said
+
+
+@pytest.mark.parametrize(("start", "kept"), [(2, [(0, 1), (0, 2), (1, 1)]), (1, [(0, 1)])], ids=["done", "not_done"])
+def test_only_a_stage_that_is_not_done_drops_what_came_after(tmp_path, start, kept):
+    metrics = JsonLines(tmp_path / "metrics.jsonl")
+    for stage, step in ((0, 1), (0, 2), (1, 1)):
+        metrics.write(stage, step, "train", {"loss": 1.0})
+    run = types.SimpleNamespace(_metrics=metrics, is_first=False, summary={"stages": [{}, {"steps": 1}]})
+    experiment = types.SimpleNamespace(stage=0, total_steps=2, batch_size=8, log_every_steps=1)
+    with Run.watch(run, "first", experiment, start, [], dict):
+        pass
+    metrics.close()
+    assert [(row["stage"], row["step"]) for row in read_metrics(metrics.path)] == kept

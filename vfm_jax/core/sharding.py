@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -189,6 +190,39 @@ def sharded_init(
     # Run once: the same numbers at half the compile time, which on a CPU is longer than the step's.
     quick = {"xla_backend_optimization_level": 1} if target_backend() == "cpu" else None
     return jax.jit(function, out_shardings=out, compiler_options=quick)(*args)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch this process reads, and how many parts there are: (1, 4) is the second of four.
+
+    Every process has its own, unless the tensor axis spans several: those read the same rows.
+
+    Raises:
+        UserError: two processes would share some of their rows, and not all.
+    """
+    held: dict[int, set[int]] = {}  # process -> the shards of the batch on its devices
+    for place, device in np.ndenumerate(mesh.devices):
+        shard = int(np.ravel_multi_index(place[:2], mesh.devices.shape[:2]))
+        held.setdefault(device.process_index, set()).add(shard)
+    parts = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != mesh.devices.shape[0] * mesh.devices.shape[1]:
+        words = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise UserError(
+            f"config.mesh is {words} over {len(held)} processes, some of which would share a part of their rows of a "
+            "batch. Take a tensor axis that divides the devices of a process, or is divided by them."
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def to_host(tree: Any) -> Any:
+    """A tree of arrays as numpy, each whole, in every process; all of them must ask for it."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vfm_jax.core.sharding import to_host
 from vfm_jax.evaluators.interface import (
     Batches,
     Cache,
@@ -12,7 +13,6 @@ from vfm_jax.evaluators.interface import (
     check_labels,
     empty_split,
     one_behind,
-    to_host,
 )
 from vfm_jax.metrics.classification import top_k_correct
 

@@ -9,6 +9,7 @@ from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.sharding import to_host
 from vfm_jax.core.tables import lookup
 from vfm_jax.core.types import Batch, Features
 from vfm_jax.evaluators.interface import (
@@ -20,7 +21,6 @@ from vfm_jax.evaluators.interface import (
     check_labels,
     empty_split,
     one_behind,
-    to_host,
 )
 
 

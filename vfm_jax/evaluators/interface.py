@@ -6,9 +6,7 @@ Evaluators know no config, data set or objective: they are handed what the netwo
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from vfm_jax.core.errors import UserError
@@ -132,13 +130,6 @@ def evaluate(
             raise
         figures.update({f"{name}/{figure}": value for figure, value in found.items()})
     return figures
-
-
-def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of a (sharded) array as numpy, on every process."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.sharding import to_host
 from vfm_jax.core.types import Features
 from vfm_jax.evaluators.interface import (
     Batches,
@@ -16,7 +17,6 @@ from vfm_jax.evaluators.interface import (
     Predict,
     empty_split,
     one_behind,
-    to_host,
 )
 from vfm_jax.metrics.retrieval import pair_ranks, recall_at
 

@@ -1,5 +1,6 @@
 """What a result was obtained with: versions and hardware, without names of machines, people or folders."""
 
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any
 _PACKAGES = {
     "jax": "jax",
     "jaxlib": "jaxlib",
+    "libtpu": "libtpu",
     "flax": "flax",
     "optax": "optax",
     "orbax": "orbax-checkpoint",
@@ -31,6 +33,14 @@ def versions() -> dict[str, str | None]:
     found["vfm_jax"] = getattr(package, "__version__", None)
     found["git"] = _git_commit(pathlib.Path(__file__).resolve().parents[2])
     return found
+
+
+def code_digest() -> str:
+    """Twelve digits that every change of this package's code changes."""
+    package, digest = pathlib.Path(__file__).resolve().parents[1], hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _git_commit(root: pathlib.Path) -> str | None:

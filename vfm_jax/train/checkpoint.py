@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 
+from vfm_jax.core.distributed import from_first
 from vfm_jax.core.errors import TrainingError, UserError
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import Variables
@@ -115,7 +116,7 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.wait()
+            self._wait(together=error is None)  # an error may be this process's alone: no other would come
         except TrainingError as failure:
             if error is None:
                 raise
@@ -174,12 +175,15 @@ class Checkpoints:
         Raises:
             TrainingError: it failed; names its step and the cause.
         """
+        self._wait(together=True)
+
+    def _wait(self, *, together: bool) -> None:
         if self._pending is None:
             return
         step, future = self._pending
         error = future.exception()
         self._pending = None
-        if jax.process_count() > 1:
+        if together and jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(f"checkpoint {step}")  # process 0 has written the manifest
@@ -204,13 +208,13 @@ class Checkpoints:
         """
         self.wait()
         wanted = _unique_leaves(abstract_state)
-        numbers = _numbers(self.directory) if step is None else [step]
+        numbers = from_first(_numbers(self.directory)) if step is None else [step]
         for step in reversed(numbers):
             path = self.directory / str(step)
             try:
                 manifest = _agreed(functools.partial(_read_manifest, path))
                 _check_same_leaves(path, manifest["leaves"], wanted)
-                arrays = _agreed(functools.partial(_read_arrays, path, manifest, wanted))
+                arrays = _read_arrays(path, manifest, wanted)
             except _Damaged as reason:
                 self._rejected.add(step)
                 self._log(f"Checkpoint {path} is not usable ({reason}); trying the step before.")
@@ -320,7 +324,7 @@ def restore_params(path: PathLike, *, log: Log = _warn) -> SavedParams:
         UserError: there is no checkpoint, none is sound, or it has no parameters.
     """
     path = pathlib.Path(path).absolute()
-    for candidate in _candidates(path):
+    for candidate in map(pathlib.Path, from_first([str(candidate) for candidate in _candidates(path)])):
         try:
             trees, meta = _read_parts(candidate, ("params", "ema", "extra"))
             return SavedParams(trees["params"], trees["ema"], trees["extra"], meta)
@@ -349,7 +353,7 @@ def _read_parts(path: pathlib.Path, parts: tuple[str, ...]) -> tuple[dict[str, A
     Raises:
         UserError: it has nothing of the first of them.
     """
-    manifest = _read_manifest(path)
+    manifest = _agreed(functools.partial(_read_manifest, path))
     wanted = {
         name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
         for name, entry in manifest["leaves"].items()
@@ -516,14 +520,18 @@ def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], wanted: Leaves) -
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     stored = _non_empty(targets)
-    try:
-        # In a thread, for a notebook's main one has an event loop running and Orbax needs its own.
-        with ThreadPoolExecutor(1) as thread:
-            arrays = targets | thread.submit(_load, context, path, stored).result()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _Damaged(f"its arrays cannot be read: {_cause(error)}") from error
+
+    def load() -> Leaves:
+        try:
+            # In a thread, for a notebook's main one has an event loop running and Orbax needs its own.
+            with ThreadPoolExecutor(1) as thread:
+                return targets | thread.submit(_load, context, path, stored).result()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _Damaged(f"its arrays cannot be read: {_cause(error)}") from error
+
+    arrays = _agreed(load)  # before the checksums, which all processes add up together
     for name, value in _checksums(arrays).items():
         if value != manifest["leaves"][name]["checksum"]:
             raise _Damaged(f"leaf {name} does not match its checksum")

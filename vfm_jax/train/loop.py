@@ -5,20 +5,19 @@ evaluation and a checkpoint of one number see the same state; the next step is u
 measurements are read; and the data moves on only after the save.
 """
 
-import contextlib
 import functools
 import os
 import pathlib
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vfm_jax.core.distributed import is_first
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.keys import key_for
-from vfm_jax.core.sharding import on_devices, replicated, sharded_init, shardings, traced_over
+from vfm_jax.core.sharding import on_devices, replicated, sharded_init, shardings, to_host, traced_over
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.experiment import Experiment, Ledger, Variables, from_recipe, with_pretrained
 from vfm_jax.report.inputs import write_arrays
@@ -28,31 +27,7 @@ from vfm_jax.train.record import Run, finished_summary, read_json
 from vfm_jax.train.stages import Donor, Stage, carry_over, read_stages
 from vfm_jax.train.state import TrainState, init_state
 from vfm_jax.train.step import make_step
-
-
-class _Stop:
-    """Set by SIGTERM and Ctrl-C: the loop then saves and ends. A second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.reason = ""
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker): leave signals alone
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        self.requested, self.reason = True, "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        signal.signal(number, self._previous[number] or signal.SIG_DFL)
-        print(f"\n{self.reason}: saving after this step. (Once more to stop at once.)", flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+from vfm_jax.train.stop import Stop, counting
 
 
 def train(
@@ -71,14 +46,15 @@ def train(
     workdir = pathlib.Path(workdir).absolute()
     recipe = with_pretrained(recipe)  # on record, so that going on does not need the file of weights
     if (finished := finished_summary(workdir, recipe)) is not None:
-        print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
+        if is_first():
+            print(f"{workdir} holds this run, finished. Give another --workdir to start over.", flush=True)
         return finished
     stages = read_stages(recipe)
     # All of them first: every mistake shows before any work.
     experiments = [from_recipe(stage.recipe, i) for i, stage in enumerate(stages)]
     run = Run(workdir, recipe, stages, experiments, profile)
     experiments[0].keep_vocabulary(workdir)
-    with _Stop() as stop:
+    with Stop() as stop:
         try:
             trunk, donor = _trunk(recipe), _start(recipe)
             for stage, experiment in zip(stages, experiments, strict=True):
@@ -87,8 +63,8 @@ def train(
                     break
                 trunk = None
                 donor = Donor(
-                    Variables(*jax.device_get((state.params, state.extra))),
-                    Variables(*jax.device_get(state.variables.result)),
+                    Variables(*to_host((state.params, state.extra))),
+                    Variables(*to_host(state.variables.result)),
                     stage.recipe["objective"]["name"],
                     f"stage {stage.name}",
                 )
@@ -199,7 +175,7 @@ def run_stage(
     stage: Stage,
     experiment: Experiment,
     donor: Donor | None,
-    stop: _Stop,
+    stop: Stop,
     trunk: pathlib.Path | None = None,
 ) -> TrainState:
     """Takes one stage to its end, or to where it was asked to stop."""
@@ -241,7 +217,8 @@ def run_stage(
                 extra, account = experiment.fill_frozen(state.extra)
                 state = state.replace(extra=extra)
                 run.say(account)
-        step_function = run.profiled(jitted_step(experiment, abstract), experiment, start)
+        step_function = stop.listening(jitted_step(experiment, abstract), experiment.mesh)
+        step_function = run.profiled(step_function, experiment, start)
         run.begin()
         if public and judge:  # what the run is to improve on
             figures = judge.evaluate(state.variables, experiment.evaluations)
@@ -318,8 +295,8 @@ def jitted_step(experiment: Experiment, abstract: TrainState) -> Any:
         **({"fetch": on_devices} if experiment.offload else {}),
         schedule=experiment.schedule,
     )
-
-    return jax.jit(traced_over(mesh, step), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    counted = counting(traced_over(mesh, step))
+    return jax.jit(counted, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
 
 
 def _with_public_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, str]:

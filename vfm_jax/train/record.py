@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from vfm_jax.core.distributed import check_shared, from_first
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.sharding import to_host
 from vfm_jax.core.tables import build, lookup
 from vfm_jax.core.trees import count_parameters
 from vfm_jax.core.types import Batch, Measurements
@@ -51,9 +53,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def finished_summary(workdir: pathlib.Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary in `workdir`, if this very recipe has run there to its end."""
-    summary = read_json(workdir / "summary.json")
-    same = read_json(workdir / "config.json") == redact(plain(recipe))
+    config, summary = _begun(workdir)
+    same = config == redact(plain(recipe))
     return summary if same and summary.get("finished") else None
+
+
+def _begun(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and summary of the run in `workdir`, as the first process finds them."""
+    config, summary = from_first([read_json(workdir / name) for name in ("config.json", "summary.json")])
+    return config, summary
 
 
 def _words(network: Mapping[str, Any]) -> str:
@@ -87,7 +95,7 @@ class Run:
         self.is_first = jax.process_index() == 0
         self._started = time.time()
         self._recipe = redact(plain(recipe))  # credentials reach no file, tracker or checkpoint
-        before, self.summary = read_json(workdir / "config.json"), read_json(workdir / "summary.json")
+        before, self.summary = _begun(workdir)
         self._wall_before = self.summary.get("wall_seconds", 0.0)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -96,6 +104,7 @@ class Run:
             raise UserError(
                 f"The workdir {workdir} cannot be written: {error.strerror}. Give another --workdir."
             ) from None
+        check_shared(workdir)
         process = f".{jax.process_index()}" if jax.process_index() else ""
         self.ledger = Ledger(workdir / f"bad_samples{process}.jsonl", say=self.say)
         self._begun = False
@@ -180,7 +189,7 @@ class Run:
             leaf_names: of the parameters, in order.
             reading: gives the seconds spent on reading data so far, by part.
         """
-        if self._metrics:
+        if self._metrics and start < experiment.total_steps:  # after a stage that is done come the rows of the next
             self._metrics.truncate_after(experiment.stage, start)
         with Progress(stage, experiment.total_steps) if self.is_first else contextlib.nullcontext() as progress:
             watch = Watch(self, experiment, start, leaf_names, progress, reading)
@@ -354,7 +363,7 @@ class Watch:
             self._run.say(f"The doctor: {verdict}")
 
     def _not_finite(self, values: Mapping[str, float], batch: Batch, leaf_norms: np.ndarray) -> str:
-        index = np.concatenate([np.asarray(shard.data) for shard in batch["index"].addressable_shards])
+        index = to_host(batch["index"])
         named = ", ".join(f"{i} ({self._experiment.source.name(int(i))})" for i in index[:_OFFENDERS])
         rank = np.argsort(-np.where(np.isfinite(leaf_norms), leaf_norms, np.inf), kind="stable")[:_OFFENDERS]
         largest = ", ".join(f"{self._leaf_names[i]} {leaf_norms[i]:.3g}" for i in rank)
@@ -370,5 +379,6 @@ class Watch:
 
     def _note(self, step: int, index: np.ndarray) -> str:
         path = self._run.workdir / f"not_finite_{self._experiment.stage}_{step}.json"
-        path.write_text(json.dumps({"step": step, "index": index.tolist()}) + "\n", encoding="utf-8")
+        if self._run.is_first:
+            path.write_text(json.dumps({"step": step, "index": index.tolist()}) + "\n", encoding="utf-8")
         return path.name
