@@ -13,16 +13,16 @@ from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import (
     AXES,
     batch_sharding,
-    by_examples,
     batch_share,
+    by_examples,
     check_batch_size,
     global_batch,
     make_mesh,
     replicated,
     sharded_init,
     shardings,
-    traced_over,
     to_host,
+    traced_over,
 )
 
 

@@ -119,6 +119,39 @@ def test_layer_norm_takes_its_statistics_in_float32_and_gives_its_dtype(key):
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, 100.0, 3e4])
+@pytest.mark.parametrize("deviation", [1e-3, 1e-2, 0.1, 1.0])
+def test_one_pass_loses_less_than_the_rounding_of_its_input(key, mean, deviation):
+    """Relative to the mean, or to one: a deviation of 1e-3 is a quarter of a step of bfloat16."""
+    exact = np.asarray(mean + deviation * max(mean, 1.0) * jax.random.normal(key, (64, 768)), np.float64)
+    x = jnp.asarray(exact, jnp.bfloat16)
+
+    def normalized(x):
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+
+    with compiling_for("tpu"):
+        y, _ = LayerNorm(1e-6).init_with_output(key, x)
+    rounded = np.asarray(x, np.float64)
+    by_rounding = np.abs(normalized(rounded) - normalized(exact)).max()
+    by_one_pass = np.abs(np.asarray(y, np.float64) - normalized(rounded)).max()
+    assert by_one_pass < by_rounding
+
+
+def test_one_pass_has_the_slope_of_two(key):
+    x = (2 + 3 * jax.random.normal(key, (4, 3, 96), jnp.float32)).astype(jnp.bfloat16)
+    norm = LayerNorm(1e-6)
+    params = norm.init(key, x)
+    g = jax.random.normal(jax.random.key(1), x.shape, jnp.float32)
+
+    def pulled(x):
+        return jax.grad(lambda x: jnp.sum(norm.apply(params, x) * g))(x)
+
+    with compiling_for("tpu"):
+        one, two = pulled(x), pulled(x.astype(jnp.float32))
+    np.testing.assert_allclose(one.astype(jnp.float32), two, rtol=2**-7, atol=1e-4)
+
+
 def test_the_own_backward_of_the_norm_equals_automatic_differentiation(key):
     x = 2 + 3 * jax.random.normal(key, (4, 3, 7), jnp.float32)
 

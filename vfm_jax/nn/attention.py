@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vfm_jax.core.backend import target_backend
-from vfm_jax.nn.layers import NORMS, Dense, Initializer, xavier_uniform
+from vfm_jax.nn.layers import NORMS, Dense, DenseParts, Initializer, xavier_uniform
 from vfm_jax.nn.positions import RelativeIndex, RelativePositions, Rotation, rotate
 
 
@@ -25,7 +25,7 @@ def attend(
 
     On a GPU cuDNN's fused kernel where it applies (half precision, heads of a multiple of 8 up to 128, neither mask
     nor bias: it takes those at even lengths alone); on the CPU products over (b heads) n d, which its compiler runs
-    fastest; elsewhere XLA's own form.
+    fastest; on a TPU, where there is neither mask nor bias, `_softmax_own_backward`; elsewhere XLA's own form.
 
     Args:
         query: one row per token that looks.
@@ -44,6 +44,10 @@ def attend(
         q, k, v = (rearrange(x, "b n heads d -> (b heads) n d") for x in (query, key, value))
         mixed = _mix_own_backward(q * q.shape[-1] ** -0.5, k, v)
         return rearrange(mixed, "(b heads) n d -> b n heads d", heads=heads)
+    if backend == "tpu" and mask is None and bias is None and not causal:
+        # Logits leave their product in its dtype, as on the CPU: half the bytes to write and to read again.
+        logits = jnp.einsum("bnhd,bkhd->bhnk", query * query.shape[-1] ** -0.5, key)
+        return jnp.einsum("bhnk,bkhd->bnhd", _softmax_own_backward(logits), value)
     width = query.shape[-1]
     fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
     implementation = "cudnn" if fused and mask is None and bias is None else "xla"
@@ -112,6 +116,25 @@ _mix_own_backward = jax.custom_vjp(_mix)
 _mix_own_backward.defvjp(_mix_forward, _mix_backward)
 
 
+def _softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
+
+
+def _softmax_forward(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = _softmax(logits)
+    return weights, weights
+
+
+def _softmax_backward(weights: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    wide, g = weights.astype(jnp.float32), g.astype(jnp.float32)
+    return ((wide * (g - jnp.sum(wide * g, axis=-1, keepdims=True))).astype(weights.dtype),)
+
+
+# Keeps the weights in their own dtype for the backward pass, where JAX keeps them in float32.
+_softmax_own_backward = jax.custom_vjp(_softmax)
+_softmax_own_backward.defvjp(_softmax_forward, _softmax_backward)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.2.2).
 
@@ -141,7 +164,7 @@ class SelfAttention(nn.Module):
     causal: bool = False
 
     def setup(self) -> None:
-        self.qkv = Dense(
+        self.qkv = DenseParts(
             (3, self.heads, self.width // self.heads),
             kernel_init=self.kernel_init,
             dtype=self.dtype,
@@ -158,7 +181,7 @@ class SelfAttention(nn.Module):
             self.relative_positions = RelativePositions(self.heads)
 
     def _query_key_value(self, x: jax.Array, rope: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        query, key, value = jnp.unstack(self.qkv(x), axis=2)  # of b n 3 heads head_dim
+        query, key, value = self.qkv(x)  # each b n heads head_dim
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if rope is not None:

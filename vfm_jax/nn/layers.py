@@ -20,19 +20,8 @@ Initializer = Callable[..., jax.Array]
 xavier_uniform = nn.initializers.xavier_uniform()
 
 
-class Dense(nn.Module):
-    """y = x W + b over the last axis; W is stored with the axes of `features`, e.g. (d, 3, heads, head_dim).
-
-    Attributes:
-        features: shape that replaces the last axis.
-        contract: how many trailing axes of x are summed over.
-        kernel_init: of the kernel, given as a matrix (inputs, outputs).
-        dtype: of the product; parameters are float32.
-        use_bias: whether there is a b.
-        bias_init: its first value.
-        biased: of the first axis of `features`, the parts whose bias counts: (True, False, True) leaves that of the
-            second part out of the sum, though it has its place in the leaf. None: all.
-    """
+class _Affine(nn.Module):
+    """The leaves and fields of `Dense`."""
 
     features: tuple[int, ...] | int
     contract: int = 1
@@ -42,8 +31,8 @@ class Dense(nn.Module):
     bias_init: float = 0.0
     biased: tuple[bool, ...] | None = None
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def _operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple[int, ...]]:
+        """Input, kernel and bias in the dtype of the product, and the leading axes of the input."""
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         lead, inputs = x.shape[: -self.contract], x.shape[-self.contract :]
         matrix = (int(np.prod(inputs)), int(np.prod(features)))
@@ -57,7 +46,40 @@ class Dense(nn.Module):
                 counts = np.reshape(self.biased, (-1,) + (1,) * (len(features) - 1))
                 bias = jnp.where(np.broadcast_to(counts, features), bias, 0.0)
             bias = bias.astype(self.dtype)
-        return dense(x.astype(self.dtype), kernel.astype(self.dtype), bias, lead)
+        return x.astype(self.dtype), kernel.astype(self.dtype), bias, lead
+
+
+class Dense(_Affine):
+    """y = x W + b over the last axis; W is stored with the axes of `features`, e.g. (d, 3, heads, head_dim).
+
+    Attributes:
+        features: shape that replaces the last axis.
+        contract: how many trailing axes of x are summed over.
+        kernel_init: of the kernel, given as a matrix (inputs, outputs).
+        dtype: of the product; parameters are float32.
+        use_bias: whether there is a b.
+        bias_init: its first value.
+        biased: of the first axis of `features`, the parts whose bias counts: (True, False, True) leaves that of the
+            second part out of the sum, though it has its place in the leaf. None: all.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return dense(*self._operands(x))
+
+
+class DenseParts(_Affine):
+    """A `Dense` that gives its parts along the first axis of `features` one by one: of (3, heads, head_dim) three."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
+        x, kernel, bias, lead = self._operands(x)
+        if target_backend() == "cpu":  # which likes one large product
+            return tuple(jnp.unstack(dense(x, kernel, bias, lead), axis=len(lead)))
+        # Slicing the result, and joining its gradients, costs a TPU as much memory traffic as the product.
+        kernels = jnp.unstack(kernel, axis=self.contract)
+        biases = [None] * len(kernels) if bias is None else jnp.unstack(bias)
+        return tuple(dense(x, one, offset, lead) for one, offset in zip(kernels, biases, strict=True))
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, lead: tuple[int, ...]) -> jax.Array:
@@ -77,7 +99,9 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, lead: tuple[i
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, with statistics in float32 (two passes: mean, then centred variance).
+    """Layer norm over the last axis, with statistics in float32.
+
+    Two passes: mean, then centred variance. Of bfloat16 one is enough on accelerators (`_standardize_in_one_pass`).
 
     Reference: Ba et al., Layer Normalization, 2016 (arXiv:1607.06450).
 
@@ -94,7 +118,10 @@ class LayerNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.constant(self.scale_init), (width,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        normalize = standardize_own_backward if target_backend() == "cpu" else _standardize
+        if target_backend() == "cpu":
+            normalize = standardize_own_backward
+        else:
+            normalize = _standardize if x.dtype == jnp.float32 else _standardize_in_one_pass
         y = normalize(x.astype(jnp.float32), self.epsilon)
         y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
         return y.astype(self.dtype)
@@ -108,6 +135,17 @@ def _standardize_with_rate(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax
 
 def _standardize(x: jax.Array, epsilon: float) -> jax.Array:
     return _standardize_with_rate(x, epsilon)[0]
+
+
+def _standardize_in_one_pass(x: jax.Array, epsilon: float) -> jax.Array:
+    """By E[x²] - E[x]², of which the product that makes x can sum both parts while it writes x.
+
+    For x that was bfloat16 alone: its rounding, to 8 bits, moves the variance more than the difference of two
+    float32 sums loses (`test_one_pass_loses_less_than_the_rounding_of_its_input`).
+    """
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
 
 
 # The plain form, differentiated by JAX, keeps more and passes over it more often on a CPU.
