@@ -2,9 +2,18 @@
 # Lint, types and the test suite, on packages installed as requirements.lock pins them. Arguments go to pytest:
 # scripts/test.sh tests/core -k keys        the fast tests chosen
 # scripts/test.sh -m "slow or not slow"     all of them, the slow ones too
+# scripts/test.sh --plan ...                plans too: first installs the TPU's compiler (684 MB; Linux alone has it)
 set -euo pipefail
 # shellcheck source=scripts/setup_venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+
+if [ "${1:-}" = --plan ]; then
+    shift
+    if [ "$(uname -s)" = Linux ] && ! "$VENV/bin/python" -c "import libtpu" 2>/dev/null; then
+        say "installing the TPU's compiler"
+        pip_install --no-deps --no-compile --require-hashes -r requirements-plan.lock
+    fi
+fi
 
 # Compiled programs are kept between runs, apart for each kind of machine: they are made for one processor.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-$VENV}/.cache}/vfm_jax/tests-$(uname -sm | tr ' ' '-')}

@@ -216,11 +216,12 @@ def _set_up_jax() -> None:
     import jax
     from absl import flags
 
-    from vfm_jax.core.backend import only_cpu_installed
+    from vfm_jax.core.backend import only_cpu
     from vfm_jax.core.memory import keep_freed_memory
 
-    if only_cpu_installed():  # elsewhere a step's memory is the device's
-        keep_freed_memory()
+    if only_cpu():
+        keep_freed_memory()  # elsewhere a step's memory is the device's
+        jax.config.update("jax_platforms", "cpu")  # libtpu, there for plans, looks for TPUs with much noise
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers and orbax read absl's flags
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

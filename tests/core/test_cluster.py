@@ -209,7 +209,7 @@ def test_a_cloud_tpu_machine_works_alone(environment, query):
 
 
 def test_without_tpu_chips_nobody_is_asked(monkeypatch):
-    monkeypatch.setattr(cluster, "_has_tpu", lambda: False)
+    monkeypatch.setattr(cluster, "has_tpu", lambda: False)
     monkeypatch.setattr(cluster, "_metadata", lambda environment: pytest.fail("the network was asked"))
     assert find_cluster({}) is None
 

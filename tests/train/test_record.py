@@ -2,12 +2,15 @@
 
 import types
 
+import numpy as np
 import pytest
 
+from vfm_jax.core.flops import Flops
 from vfm_jax.report.writers import JsonLines, read_metrics
 from vfm_jax.train import record
 from vfm_jax.train.record import Run, Watch
 
+FLOPS = Flops(2 * 10**12, 4 * 10**12)
 READING = {"read": 0.0, "decode": 30.0, "resize": 10.0, "other": 0.0}
 
 
@@ -16,9 +19,11 @@ def watch(monkeypatch):
     """(said, step): what the run has said, and a function that takes a step of some seconds, part of them waiting."""
     now, waited, said = [100.0], [0.0], []
     monkeypatch.setattr(record.time, "perf_counter", lambda: now.append(now[-1] + 1e-9) or now[-1])
-    experiment = types.SimpleNamespace(stage=0, batch_size=8, log_every_steps=2)
-    run = types.SimpleNamespace(say=said.append, write=lambda *args: None)
-    watch = Watch(run, experiment, 0, [], None, lambda: READING)
+    devices = np.full(1, types.SimpleNamespace(device_kind="cpu"))
+    mesh = types.SimpleNamespace(devices=devices)
+    experiment = types.SimpleNamespace(stage=0, batch_size=8, log_every_steps=2, mesh=mesh)
+    run = types.SimpleNamespace(say=said.append, write=lambda *args: None, is_first=True)
+    watch = Watch(run, experiment, 0, [], None, lambda: READING, lambda: FLOPS)
 
     def step(seconds, waiting):
         now.append(now[-1] + seconds)
@@ -26,6 +31,23 @@ def watch(monkeypatch):
         watch.stepped({"loss": 1.0, "gradient_norm": 1.0, "leaf_gradient_norms": []}, {}, waited[0])
 
     return watch, said, step
+
+
+@pytest.mark.parametrize(
+    ("kind", "mfu"), [("cpu", None), ("TPU v5e", 6e12 / (4 * 197e12)), ("TPU7x", 6e12 * 2 / (4 * 2307e12))]
+)
+def test_what_the_model_computes_is_written_with_its_share_of_the_devices_peak(watch, kind, mfu):
+    watch, _, step = watch
+    written = []
+    watch._run.write = lambda *args: written.append(args[3])
+    watch._experiment.mesh = types.SimpleNamespace(devices=np.full(4, types.SimpleNamespace(device_kind=kind)))
+    for _ in range(5):
+        step(2.0, 0.0)
+    for line in written:
+        assert line["model_tflops_per_step"] == 6.0
+        assert line["model_tflops_per_second"] == pytest.approx(3.0)
+        assert line.get("mfu") == pytest.approx(mfu / 2 if mfu else mfu)
+    assert len(written) == 2
 
 
 def test_a_run_that_waits_for_its_data_is_told_once_and_while_it_runs(watch):
@@ -75,7 +97,7 @@ def test_only_a_stage_that_is_not_done_drops_what_came_after(tmp_path, start, ke
         metrics.write(stage, step, "train", {"loss": 1.0})
     run = types.SimpleNamespace(_metrics=metrics, is_first=False, summary={"stages": [{}, {"steps": 1}]})
     experiment = types.SimpleNamespace(stage=0, total_steps=2, batch_size=8, log_every_steps=1)
-    with Run.watch(run, "first", experiment, start, [], dict):
+    with Run.watch(run, "first", experiment, start, [], dict, lambda: FLOPS):
         pass
     metrics.close()
     assert [(row["stage"], row["step"]) for row in read_metrics(metrics.path)] == kept

@@ -6,6 +6,7 @@ The forms are equal in value and differ in speed: what the CPU compiler likes co
 
 import contextlib
 import contextvars
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -31,8 +32,14 @@ def compiling_for(backend: str) -> Iterator[None]:
         _target.reset(token)
 
 
-def only_cpu_installed() -> bool:
+def only_cpu() -> bool:
     """Whether JAX can find nothing but the CPU; told without starting its threads."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return True
-    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    return not importlib.metadata.entry_points(group="jax_plugins") and not has_tpu()
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a TPU and its library; without one that library may be there for plans."""
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None

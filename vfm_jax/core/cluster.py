@@ -4,14 +4,13 @@ Every launcher says the same three things in its own words: where the first proc
 of them this one is. What a user says on the command line wins over JAX's own variables, and those over the launcher.
 """
 
-import glob
-import importlib.util
 import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from vfm_jax.core.backend import has_tpu
 from vfm_jax.core.errors import UserError
 
 TPU_PORT = 8482  # any free one will do, and all hosts must mean the same
@@ -291,7 +290,7 @@ def _cloud_tpu(environment: Environment, query: Query | None) -> dict[str, Any] 
     if not _may_use_tpu(environment) or "TPU_SKIP_MDS_QUERY" in environment:
         return None
     if query is None:
-        if not _has_tpu():
+        if not has_tpu():
             return None
         query = _metadata(environment)
     number, endpoints = query("agent-worker-number"), query("worker-network-endpoints")
@@ -321,12 +320,6 @@ def _slices(kind: str, hosts: list[str], number: int, environment: Environment) 
 def _may_use_tpu(environment: Environment) -> bool:
     platforms = environment.get("JAX_PLATFORMS", "")
     return not platforms or "tpu" in platforms.split(",")
-
-
-def _has_tpu() -> bool:
-    return importlib.util.find_spec("libtpu") is not None and bool(
-        glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    )
 
 
 def _metadata(environment: Environment) -> Query:

@@ -18,6 +18,7 @@ from vfm_jax.core.tables import nearest
 
 _TPU = re.compile(r"(v\w+|tpu\w+):(\d+(?:x\d+){1,2})")
 _GPU = re.compile(r"([abh]\d+):(\d+)")
+ACCELERATORS_FORM = "tpu"  # what XLA's compilers make of a step on any accelerator, without libraries of its maker
 EXAMPLES = "v5e:4x4, v5p:8x8x8, v6e:16x16, h100:8, h200:1 or cpu"
 
 
@@ -30,7 +31,7 @@ class Target(NamedTuple):
         num_chips: how many of them.
         num_hosts: machines they are in.
         devices: as JAX has them, all of them; those of a topology can be compiled for and not be used.
-        backend: whose numerical forms the program takes: "tpu", "gpu" or "cpu".
+        backend: whose numerical forms the program takes: `core.backend.compiling_for`.
         estimated: why the figures are estimates; "" where the target's own compiler makes the program.
     """
 
@@ -74,8 +75,11 @@ def find_target(on: str) -> Target:
     if chip.kinds[0].startswith("TPU"):
         return _tpu(on, chip, sides)
     hosts = math.ceil(num_chips / chip.chips_per_host)
-    why = "GPUs are planned with this machine's own compiler"
-    return Target(on, chip, num_chips, hosts, _simulated(num_chips), "gpu", why)
+    why = (
+        "GPUs are planned with this machine's own compiler, and without cuDNN's attention, which keeps no matrix of "
+        "tokens by tokens"
+    )
+    return Target(on, chip, num_chips, hosts, _simulated(num_chips), ACCELERATORS_FORM, why)
 
 
 def _tpu(on: str, chip: Chip, sides: Sequence[int]) -> Target:
@@ -83,7 +87,7 @@ def _tpu(on: str, chip: Chip, sides: Sequence[int]) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         hosts = math.ceil(num_chips / chip.chips_per_host)
         why = "the TPU's compiler is not installed (pip install 'vfm-jax[plan]'); this machine's own stands in for it"
-        return Target(on, chip, num_chips, hosts, _simulated(num_chips), "tpu", why)
+        return Target(on, chip, num_chips, hosts, _simulated(num_chips), ACCELERATORS_FORM, why)
     # Ask no server which TPU this machine has, and let several plans be made at a time: no device is touched.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

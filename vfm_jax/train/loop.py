@@ -26,7 +26,7 @@ from vfm_jax.train.evaluation import Judge
 from vfm_jax.train.record import Run, finished_summary, read_json
 from vfm_jax.train.stages import Donor, Stage, carry_over, read_stages
 from vfm_jax.train.state import TrainState, init_state
-from vfm_jax.train.step import make_step
+from vfm_jax.train.step import make_step, step_flops
 from vfm_jax.train.stop import Stop, counting
 
 
@@ -225,9 +225,12 @@ def run_stage(
             run.write(experiment.stage, 0, "eval", figures)
             run.measured_before("public_weights", figures)
         names = list(named_leaves(state.params))
+        flops = functools.partial(
+            step_flops, experiment.objective, experiment.views, abstract, experiment.abstract_batch()
+        )
         with (
             experiment.train_batches(start, run.ledger) as batches,
-            run.watch(stage.name, experiment, start, names, lambda: batches.seconds) as watch,
+            run.watch(stage.name, experiment, start, names, lambda: batches.seconds, flops) as watch,
         ):
             step = start
             while True:

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from vfm_jax.core.chips import chip_of
 from vfm_jax.core.distributed import check_shared, from_first
 from vfm_jax.core.errors import TrainingError, UserError
+from vfm_jax.core.flops import Flops
 from vfm_jax.core.sharding import to_host
 from vfm_jax.core.tables import build, lookup
 from vfm_jax.core.trees import count_parameters
@@ -179,6 +181,7 @@ class Run:
         start: int,
         leaf_names: Sequence[str],
         reading: Callable[[], Mapping[str, float]],
+        flops: Callable[[], Flops],
     ) -> Iterator["Watch"]:
         """Follows the steps of a stage from `start` on; what was measured after it, before a crash, is dropped.
 
@@ -188,11 +191,12 @@ class Run:
             start: steps done before.
             leaf_names: of the parameters, in order.
             reading: gives the seconds spent on reading data so far, by part.
+            flops: counts the model's operations in a step; asked once, when the pace is first known.
         """
         if self._metrics and start < experiment.total_steps:  # after a stage that is done come the rows of the next
             self._metrics.truncate_after(experiment.stage, start)
         with Progress(stage, experiment.total_steps) if self.is_first else contextlib.nullcontext() as progress:
-            watch = Watch(self, experiment, start, leaf_names, progress, reading)
+            watch = Watch(self, experiment, start, leaf_names, progress, reading, flops)
             try:
                 yield watch
                 watch.flush()
@@ -271,6 +275,7 @@ class Watch:
         leaf_names: Sequence[str],
         progress: Progress | None,
         reading: Callable[[], Mapping[str, float]],
+        flops: Callable[[], Flops],
     ):
         self.steps_done = start
         self.images_per_second: float | None = None
@@ -279,7 +284,8 @@ class Watch:
         self._pending: tuple[Measurements, Batch, float] | None = None
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited by then
         self._waiting_ratio = 0.0
-        self._reading = reading
+        self._reading, self._count_flops = reading, flops
+        self._flops: int | None = None  # of a step, once counted
         self._steady = self._waited = 0.0  # seconds of training without compilation and pauses; waiting among them
         self._last: tuple[float, float] | None = None  # time, and seconds waited by then
         self._has_warned = False
@@ -344,12 +350,29 @@ class Watch:
             self._waiting_ratio = (waited - waited_before) / (now - began)
         if step % self._experiment.log_every_steps == 0:
             speed = {"images_per_second": self.images_per_second, "waiting_ratio": self._waiting_ratio}
-            known = speed if self.images_per_second is not None else {}
+            known = speed | self._arithmetic() if self.images_per_second is not None else {}
             self._run.write(self._experiment.stage, step, "train", values | known)
             self._since = (step, now, waited)
             self._warn()
         if self._progress:
             self._progress.update(step, values["loss"], self.images_per_second, self._waiting_ratio)
+
+    def _arithmetic(self) -> dict[str, float]:
+        """The model's operations in a step and in a second, in units of 1e12, and their share of the devices' peak.
+
+        The share, MFU (Chowdhery et al., PaLM, 2022, arXiv:2204.02311, App. B), is that of bfloat16, and known where
+        the devices are.
+        """
+        if not self._run.is_first or self.images_per_second is None:
+            return {}
+        if self._flops is None:
+            self._flops = self._count_flops().total
+        rate = self._flops * self.images_per_second / self._experiment.batch_size
+        found = {"model_tflops_per_step": self._flops / 1e12, "model_tflops_per_second": rate / 1e12}
+        devices = self._experiment.mesh.devices
+        if chip := chip_of(devices.flat[0].device_kind):
+            found["mfu"] = rate / (devices.size * chip.matmul / chip.devices)
+        return found
 
     def _verdict(self) -> str | None:
         if self._steady < _JUDGED_AFTER:
