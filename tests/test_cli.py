@@ -134,6 +134,12 @@ def test_a_workdir_that_is_a_file_is_refused(capsys, monkeypatch, tmp_path):
     assert "workdir" in _refused(capsys, monkeypatch, tmp_path, QUICKSTART)
 
 
+def test_a_bucket_is_no_workdir(capsys):
+    assert cli.main(["train", QUICKSTART, "--workdir=gs://bucket/run"]) == 2
+    assert "Mount the bucket" in capsys.readouterr().err
+    assert not pathlib.Path("gs:").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match="meae"):
         cli.main(["train", QUICKSTART, f"--workdir={tmp_path / 'run'}", "--config.objective.name=meae", "--debug"])

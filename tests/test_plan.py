@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -225,37 +222,31 @@ def test_the_command_says_what_it_needs(capsys):
     assert "--on=v5e:4x4" in capsys.readouterr().err
 
 
-def _plan(*words, **environment):
-    command = [sys.executable, "-m", "vfm_jax.cli", "plan", *words]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU's compiler: scripts/test.sh --plan, or pip install 'vfm-jax[plan]'",
 )
-TINY = [f"--config.{name}={value}" for name, value in (*SMALL, ("networks.encoder.depth", "1"))]
 ON_TPUS = {
-    "supervised/vit_s16_in1k.py": ("v5e:4x4", TINY),
-    "masked/mae_vit_b16_in1k.py": ("v5p:2x2x1", [*TINY, "--config.networks.decoder.depth=1"]),
+    "supervised/vit_s16_in1k.py": ("v5e:4x4", ()),
+    "masked/mae_vit_b16_in1k.py": (
+        "v5p:2x2x1",
+        (("networks.decoder.depth", "1"), ("mesh.data", "2"), ("mesh.fsdp", "2")),
+    ),
 }
 
 
 @pytest.mark.plan
 @needs_libtpu
 @pytest.mark.parametrize("location", ON_TPUS)
-def test_a_recipe_is_planned_by_the_tpus_own_compiler(location):
+def test_a_recipe_is_planned_by_the_tpus_own_compiler(location, capfd):
     on, changes = ON_TPUS[location]
-    done = _plan(f"configs/{location}", f"--on={on}", "--json", *changes)
-    assert not done.stderr  # libtpu has much to say, and nothing for the user
-    (found,) = json.loads(done.stdout)
-    chip = CHIPS[on.split(":")[0]]
-    assert found["memory_bytes"] == chip.memory and found["fits"] is True
-    assert 0 < found["peak_bytes"] < 1e9 and found["traffic_bytes"] > found["batch_size"]
-    assert {m["kind"] for m in found["messages"]} >= {"all-reduce"}
-    assert 0 < found["mfu"][1] < found["mfu"][0] < 1
-    assert found["largest_batch"] > 1000
+    target = find_target(on)
+    (one,) = plan(_recipe(location, *SMALL, ("networks.encoder.depth", "1"), *changes), target)
+    found, chip = one.plan, CHIPS[on.split(":")[0]]
+    assert not capfd.readouterr().err  # libtpu has much to say, and nothing for the user
+    assert not target.estimated and found.num_hosts == max(1, found.num_chips // 4)
+    assert found.memory_bytes == chip.memory and found.fits
+    assert found.state_bytes < found.peak_bytes < 1e9
+    assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
+    assert "all-reduce" in {message.kind for message in found.messages}
+    assert 0 < found.mfu[1] < found.mfu[0] < 1

@@ -40,6 +40,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -390,6 +391,11 @@ def _workdir(flags: Flags) -> pathlib.Path:
     if "workdir" not in flags:
         raise _Mistake(
             "there is no --workdir: the folder for checkpoints and results, for example --workdir=runs/first."
+        )
+    if scheme := re.match(r"[a-z0-9]+://", flags["workdir"]):
+        raise _Mistake(
+            f"--workdir={flags['workdir']}: runs are written to folders. Mount the bucket (for {scheme[0]} gcsfuse or "
+            "s3fs) and name the folder, as scripts/launch does for gs:// (docs/launching.md)."
         )
     return pathlib.Path(flags["workdir"])
 
