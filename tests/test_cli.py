@@ -1,6 +1,7 @@
 """Wrong input gets a few lines in the user's words and exit code 2, before anything is compiled."""
 
 import json
+import pathlib
 
 import jax
 import pytest

@@ -394,8 +394,8 @@ def _workdir(flags: Flags) -> pathlib.Path:
         )
     if scheme := re.match(r"[a-z0-9]+://", flags["workdir"]):
         raise _Mistake(
-            f"--workdir={flags['workdir']}: runs are written to folders. Mount the bucket (for {scheme[0]} gcsfuse or "
-            "s3fs) and name the folder, as scripts/launch does for gs:// (docs/launching.md)."
+            f"--workdir={flags['workdir']}: runs are written to folders. Mount the bucket ({scheme[0]} with gcsfuse "
+            "or s3fs) and name the folder, as scripts/launch does for gs:// (docs/launching.md)."
         )
     return pathlib.Path(flags["workdir"])
 
