@@ -74,9 +74,12 @@ class _Worker:
 
 
 def compare(
-    specs: Sequence[Spec], *, rounds: int, items: int, base: str, logs: pathlib.Path
+    specs: Sequence[Spec], *, rounds: int, items: int, base: str, logs: pathlib.Path, clock: str = "s"
 ) -> dict[str, dict[str, Any]]:
-    """Prints a table, and gives seconds, ratios to `base` and memory by name. One more round warms up, uncounted."""
+    """Prints a table, and gives seconds, ratios to `base` and memory by name. One more round warms up, uncounted.
+
+    The clock is "s", a worker's CPU seconds; or "wall", for an accelerator that nobody else uses.
+    """
     workers = []
     for spec in specs:
         try:
@@ -88,13 +91,14 @@ def compare(
     for _ in range(rounds + 1):
         for worker in workers:
             turns[worker.name].append(worker.ask("go"))
-        print("# " + "  ".join(f"{n} {t[-1]['s']:.3f}" for n, t in turns.items()), file=sys.stderr, flush=True)
+        print("# " + "  ".join(f"{n} {t[-1][clock]:.3f}" for n, t in turns.items()), file=sys.stderr, flush=True)
     results = {
-        worker.name: {"s": [turn["s"] for turn in turns[worker.name][1:]], **worker.ready, **worker.ask("end")}
+        worker.name: {"s": [turn[clock] for turn in turns[worker.name][1:]], **worker.ready, **worker.ask("end")}
         for worker in workers
     }
     base = base if base in results else workers[0].name
-    print(f"| | items per CPU-s (median) | ratio to {base}: median [range] | peak RSS MB | ready |")
+    unit = "CPU-s" if clock == "s" else "s"
+    print(f"| | items per {unit} (median) | ratio to {base}: median [range] | peak RSS MB | ready |")
     print("|---|---|---|---|---|")
     for worker in workers:
         found = results[worker.name]

@@ -161,6 +161,8 @@ def test_what_lies_on_the_hosts_is_named_and_told(monkeypatch):
     (layout,) = layouts(stage.recipe)
     kinds = {row["leaf"].split("/")[0]: row["sharding"] for row in layout.leaves}
     assert kinds == {"params": "replicated", "opt_state": "replicated (host)"}
+    of_kind = {row["kind"]: row for row in layout.kinds}["opt_state"]
+    assert of_kind["bytes"] > 0 and of_kind["bytes per device"] == 0
     with pytest.raises(UserError, match=r"'params' in config\.offload.*Known: ema, opt_state, profiles"):
         from_recipe(stage.recipe | {"offload": ("params",)})
     monkeypatch.setattr("vfm_jax.experiment.has_host_memory", lambda mesh: False)

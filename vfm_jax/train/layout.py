@@ -148,4 +148,7 @@ def _in_words(sharding: jax.sharding.NamedSharding) -> str:
 
 
 def _bytes_per_device(leaf: Any) -> int:
+    """In its own memory: none of what lies on its host."""
+    if leaf.sharding.memory_kind == HOST_MEMORY:
+        return 0
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
