@@ -16,7 +16,7 @@ from vfm_jax.data.sources.blank import size_of
 from vfm_jax.experiment import blank_source, from_recipe
 from vfm_jax.plan import Target, find_target, plan
 from vfm_jax.plan.fit import changes_that_fit, largest_batch
-from vfm_jax.plan.stage import step_time
+from vfm_jax.plan.stage import memory_exceeded, step_time
 from vfm_jax.plan.words import as_json
 from vfm_jax.train.layout import trace_step
 from vfm_jax.train.stages import read_stages
@@ -119,6 +119,26 @@ def test_a_step_takes_the_longest_of_three_or_all_of_them():
     assert step_time(chip, 2.0, chip.matmul, 0.0, []).arithmetic == 2.0  # of each of two devices
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (840.81G) "
+            "exceeds available HBM (15.75G).",
+            (840.81 * 2**30, None, 15.75 * 2**30),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.90G "
+            "of 15.75G hbm. Exceeded hbm capacity by 10.15G.",
+            (None, 25.9 * 2**30, 15.75 * 2**30),
+        ),
+        ("INVALID_ARGUMENT: something else (1G)", None),
+    ],
+)
+def test_a_compiler_that_gives_up_says_what_it_needed(said, found):
+    assert memory_exceeded(said) == found
+
+
 def _stage():
     return read_stages(_recipe("supervised/vit_s16_in1k.py", *SMALL))[0]
 
@@ -153,6 +173,18 @@ def test_changes_are_tried_from_the_cheapest_on_and_kept_until_it_fits(planned):
         read_stages(_recipe("supervised/vit_s16_in1k.py", *SMALL, *written))[0].recipe["networks"]
         == tried[-1]["networks"]
     )
+
+
+def test_a_change_that_cannot_be_made_is_left_out_of_the_next(planned):
+    tried, attempt = _attempts(planned, lambda recipe: 2000.0)
+
+    def refusing(stage):
+        if stage.recipe["mesh"]["fsdp"] > 1:
+            raise UserError("does not divide")
+        return attempt(stage)
+
+    found = list(changes_that_fit(_stage(), planned.plan, refusing))
+    assert found[0].settings == ("--config.networks.encoder.remat=dots",) and len(found) == len(tried) == 5
 
 
 def test_where_nothing_helps_all_is_tried(planned):

@@ -34,12 +34,13 @@ def changes_that_fit(stage: Stage, plan: StagePlan, attempt: Try) -> Iterator[Ch
         changed = change(recipe, plan)
         if changed is None:
             continue
-        recipe, written = changed
-        settings = (*(s for s in settings if s.split("=")[0] not in {w.split("=")[0] for w in written}), *written)
+        replaced = {setting.split("=")[0] for setting in changed[1]}
+        written = (*(s for s in settings if s.split("=")[0] not in replaced), *changed[1])
         try:
-            found = Change(settings, attempt(stage._replace(recipe=recipe)))
+            found = Change(written, attempt(stage._replace(recipe=changed[0])))
         except UserError:  # a batch or a width that does not divide so
             continue
+        recipe, settings = changed[0], written
         yield found
         if found.plan.fits:
             return
@@ -57,7 +58,7 @@ def largest_batch(stage: Stage, plan: StagePlan, attempt: Try, num_examples: int
     best = plan if plan.fits else None
     tried, found = {plan.batch_size}, plan
     for _ in range(ATTEMPTS):
-        per_example = (found.peak_bytes - plan.state_bytes) / found.batch_size
+        per_example = max(found.peak_bytes - plan.state_bytes, 1.0) / found.batch_size
         room = 0.98 * plan.memory_bytes - plan.state_bytes
         size = int(max(room, 0) / per_example) // ways * ways
         size = max(min(size, num_examples // ways * ways), ways)

@@ -20,7 +20,9 @@ from vfm_jax.train.step import step_flops
 
 # A matrix product of bfloat16 reached 790 of the 989 TFLOP/s of an H200's data sheet: what the slow end reckons with.
 REACHED = 0.8
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm")
+# What a TPU's compiler says where the memory does not suffice: of all, or of what lives within a step.
+_ALL = re.compile(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm")
+_TEMPORARY = re.compile(r"temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)i?B?\)")
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
@@ -140,9 +142,11 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
             ideal = model_flops * experiment.batch_size / (target.num_chips * target.chip.matmul)
             mfu = (ideal / time.best, ideal / time.worst)
     except jax.errors.JaxRuntimeError as error:
-        if (used := _USED.search(str(error))) is None:
+        if (exceeded := memory_exceeded(str(error))) is None:
             raise
-        peak, memory = (float(used[i]) * _UNITS[used[i + 1]] for i in (1, 3))
+        temporary, peak, memory = exceeded
+        if peak is None:
+            peak = temporary + sum(row["bytes per device"] for row in rows)
         seconds = 0.0
     return StagePlan(
         stage=name,
@@ -165,6 +169,15 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
         num_chips=target.num_chips,
         num_hosts=target.num_hosts,
     )
+
+
+def memory_exceeded(message: str) -> tuple[float | None, float | None, float] | None:
+    """Bytes of what lives within a step, or of all (one is told), and what there is; None: it is another error."""
+    for pattern in (_ALL, _TEMPORARY):
+        if found := pattern.search(message):
+            needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            return (None, needed, available) if pattern is _ALL else (needed, None, available)
+    return None
 
 
 def step_time(
