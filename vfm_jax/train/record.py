@@ -360,19 +360,21 @@ class Watch:
     def _arithmetic(self) -> dict[str, float]:
         """The model's operations in a step and in a second, in units of 1e12, and their share of the devices' peak.
 
-        The share, MFU (Chowdhery et al., PaLM, 2022, arXiv:2204.02311, App. B), is that of bfloat16, and known where
-        the devices are.
+        The share, MFU (Chowdhery et al., PaLM, 2022, arXiv:2204.02311, App. B), is that of bfloat16. Nothing of
+        devices that `core.chips` does not know, such as CPUs: counting takes a trace of the model.
         """
-        if not self._run.is_first or self.images_per_second is None:
+        devices = self._experiment.mesh.devices
+        chip = chip_of(devices.flat[0].device_kind)
+        if chip is None or not self._run.is_first or self.images_per_second is None:
             return {}
         if self._flops is None:
             self._flops = self._count_flops().total
         rate = self._flops * self.images_per_second / self._experiment.batch_size
-        found = {"model_tflops_per_step": self._flops / 1e12, "model_tflops_per_second": rate / 1e12}
-        devices = self._experiment.mesh.devices
-        if chip := chip_of(devices.flat[0].device_kind):
-            found["mfu"] = rate / (devices.size * chip.matmul / chip.devices)
-        return found
+        return {
+            "model_tflops_per_step": self._flops / 1e12,
+            "model_tflops_per_second": rate / 1e12,
+            "mfu": rate / (devices.size * chip.matmul / chip.devices),
+        }
 
     def _verdict(self) -> str | None:
         if self._steady < _JUDGED_AFTER:
