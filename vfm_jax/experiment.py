@@ -553,9 +553,8 @@ def read_source(recipe: Mapping[str, Any]) -> Source:
     Raises:
         UserError: it is not there.
     """
-    others = {*LOADER, *HOLDING, "batch_size"}
-    fields = {name: value for name, value in recipe["data"].items() if name not in others}
-    return _build_source(fields, "config.data", {name: recipe["data"].get(name) for name in HOLDING})
+    data = recipe["data"]
+    return _build_source(_source_fields(data), "config.data", {name: data.get(name) for name in HOLDING})
 
 
 def blank_source(recipe: Mapping[str, Any], num_examples: int | None = None) -> Source:
@@ -587,13 +586,18 @@ def _counts_no_epochs(fields: Mapping[str, Any]) -> bool:
     )
 
 
+def _source_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `config.data` what names and describes the source."""
+    others = {*LOADER, *HOLDING, "batch_size"}
+    return {name: value for name, value in data.items() if name not in others}
+
+
 def source_specs(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name and keywords of the source of each split: "train", what is trained on, and the evaluators' own.
 
     What a probe trains on, where it is something else, is `PROBED`.
     """
-    others = {*LOADER, *HOLDING, "batch_size"}
-    fields = {name: value for name, value in recipe["data"].items() if name not in others}
+    fields = _source_fields(recipe["data"])
     own = {
         PROBED if split == "train" else split: _overlaid(fields, overlay, f"config.eval_data.{split}")
         for split, overlay in recipe.get("eval_data", {}).items()

@@ -9,11 +9,13 @@ step (median). `--only=scan,full` picks rows whose names have these words.
 """
 
 import argparse
-import dataclasses
-import os
 import statistics
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfm_jax.plan import Target
 
 SETTINGS = {
     "none": {},
@@ -41,7 +43,8 @@ def recipe_of(setting: dict, args: argparse.Namespace) -> dict:
         total_steps=1000,
         log_every_steps=1000,
         dtype=args.dtype,
-        data=dict(name="mnist5k", split="train", batch_size=args.batch),
+        data=dict(name="mnist5k", split="train", batch_size=args.batch, resident=False),
+        mesh=dict(fsdp=args.fsdp),
         views=dict(image=dict(ops=(resize, dict(name="normalize", mean=0.13, std=0.31)))),
         networks=dict(encoder=encoder, head=dict(name="linear_head", num_classes=1000)),
         objective=dict(name="supervised"),
@@ -52,27 +55,26 @@ def recipe_of(setting: dict, args: argparse.Namespace) -> dict:
     )
 
 
-def measure(setting: dict, args: argparse.Namespace, mesh: object) -> list[str]:
+def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[str]:
     """The figures of one row."""
     import jax
 
     from vfm_jax.core.backend import compiling_for
     from vfm_jax.core.sharding import sharded_init
     from vfm_jax.experiment import from_recipe
-    from vfm_jax.train.loop import blank_state, jitted_step
+    from vfm_jax.train.layout import trace_step
+    from vfm_jax.train.loop import blank_state
 
-    experiment = dataclasses.replace(from_recipe(recipe_of(setting, args)), mesh=mesh, resident=False)
-    with compiling_for("tpu" if args.on else "cpu"):
-        blank, key, abstract = blank_state(experiment)
-        began = time.perf_counter()
-        compiled = jitted_step(experiment, abstract).lower(abstract, experiment.abstract_batch()).compile()
-        seconds = time.perf_counter() - began
+    experiment = from_recipe(recipe_of(setting, args), devices=target.devices)
+    with compiling_for(target.backend):
+        compiled, seconds = trace_step(experiment).compile()
     memory, moved = compiled.memory_analysis(), compiled.cost_analysis()["bytes accessed"]
     state, on_host = memory.argument_size_in_bytes, memory.host_argument_size_in_bytes
     figures = [f"{state / 1e6:,.0f}", f"{on_host / 1e6:,.0f}", f"{memory.temp_size_in_bytes / 1e6:,.0f}"]
     figures += ["" if setting.get("scan") else f"{moved / 1e9:,.1f}", f"{seconds:,.0f}"]
     if not args.steps:
         return figures
+    blank, key, _ = blank_state(experiment)
     state = sharded_init(blank, experiment.rules, experiment.mesh, key, on_host=experiment.offload)
     took = []
     with experiment.train_batches(0) as batches:
@@ -95,21 +97,17 @@ def main() -> None:
     parser.add_argument("--only", default="")
     args = parser.parse_args()
     args.dtype = args.dtype or ("bfloat16" if args.on else "float32")
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     if args.on and args.steps:
         sys.exit("--steps: a slice that is not there runs nothing.")
 
-    from jax.experimental import topologies
+    from vfm_jax.plan import find_target
 
-    from vfm_jax.core.sharding import make_mesh
-
-    devices = list(topologies.get_topology_desc(platform="tpu", topology_name=args.on).devices) if args.on else None
-    mesh = make_mesh(fsdp=args.fsdp, devices=devices)
+    target = find_target(args.on or "cpu")
     print("| setting | state MB | on the host | beside it MB | moved GB | compile s | step s |")
     print("|---|---|---|---|---|---|---|")
     for name, setting in SETTINGS.items():
         if all(word.strip() in name for word in args.only.split(",")):
-            print(f"| {name} | {' | '.join(measure(setting, args, mesh))} |", flush=True)
+            print(f"| {name} | {' | '.join(measure(setting, args, target))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,14 @@ class Machine:
         env = self.environment | variables
         return subprocess.run(words, cwd=self.code, env=env, capture_output=True, text=True, timeout=120)
 
+    def refuses(self, command: str, message: str) -> None:
+        """Runs a command that must end with exit code 2, nothing on stdout, and an error with this in it."""
+        done = self.run(command)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+
     def commit(self) -> None:
         """Makes the checkout a git repository with one commit."""
         git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]

@@ -194,11 +194,7 @@ def test_a_job_submitted_from_elsewhere_says_so(machine):
     ],
 )
 def test_a_mistake_is_refused_in_words(machine, words, message):
-    done = machine.run(f"scripts/launch/slurm.sh --cpus-per-task=4 {words}")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    machine.refuses(f"scripts/launch/slurm.sh --cpus-per-task=4 {words}", message)
 
 
 def test_a_missing_vfm_is_told_before_the_queue(machine):

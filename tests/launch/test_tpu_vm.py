@@ -226,8 +226,4 @@ CREATE = f"create pod {ZONE} --accelerator-type="
     ],
 )
 def test_a_mistake_is_refused_in_words(machine, words, message):
-    done = machine.run(f"scripts/launch/tpu_vm.sh {words}")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    machine.refuses(f"scripts/launch/tpu_vm.sh {words}", message)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.train.mnist import SUPERVISED
 from vfm_jax import experiment
 from vfm_jax.core.sharding import HOST_MEMORY, make_mesh
 from vfm_jax.train.checkpoint import Checkpoints
@@ -13,17 +14,8 @@ from vfm_jax.train.loop import blank_state, train
 from vfm_jax.train.record import Watch
 
 STEPS = 100
-# MNIST by a transformer of two heads: what is split over each axis, and no more.
-RECIPE = dict(
-    data=dict(name="mnist5k", split="train", batch_size=16),
-    views=dict(image=dict(ops=(dict(name="normalize", mean=0.13, std=0.31),))),
-    networks=dict(
-        encoder=dict(name="vit", variant="mu/7", width=16, depth=1, heads=2, mlp_dim=24, pooling="mean"),
-        head=dict(name="linear_head", num_classes=10),
-    ),
-    objective=dict(name="supervised"),
-    optimizer=dict(name="adamw"),
-    schedule=dict(name="constant", base=1e-2),
+# Two heads: there is something to split over each axis, and no more.
+RECIPE = SUPERVISED | dict(
     ema=dict(momentum=0.9),
     checkpoints=dict(every_steps=1000, keep_last=100),
     log_every_steps=1,

@@ -5,21 +5,14 @@ import json
 
 import pytest
 
+from tests.train.mnist import SUPERVISED
 from vfm_jax import cli
 from vfm_jax.core.errors import UserError
 from vfm_jax.train.loop import train
 from vfm_jax.train.profile import read_steps
 
-RECIPE = dict(
-    data=dict(name="mnist5k", split="train", batch_size=8),
-    views=dict(image=dict(ops=(dict(name="normalize", mean=0.13, std=0.31),))),
-    networks=dict(
-        encoder=dict(name="vit", variant="mu/7", width=16, depth=1, heads=2, mlp_dim=24, pooling="mean"),
-        head=dict(name="linear_head", num_classes=10),
-    ),
-    objective=dict(name="supervised"),
-    optimizer=dict(name="adamw"),
-    schedule=dict(name="constant", base=1e-2),
+RECIPE = SUPERVISED | dict(
+    data=SUPERVISED["data"] | dict(batch_size=8),
     total_steps=6,
     checkpoints=dict(every_steps=3),
 )
