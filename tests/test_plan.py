@@ -109,14 +109,28 @@ def test_a_step_takes_the_longest_of_three_or_all_of_them():
         Collective("all-gather", 4, "", 1, 400),
         Collective("collective-permute", 4, "", 1, 400),
     ]
-    time = step_time(chip, 1.0, flops=chip.matmul, traffic=2 * chip.memory_bandwidth, messages=messages)
+    time = step_time(chip, 1.0, flops=chip.matmul, traffic=2 * chip.memory_bandwidth, messages=messages, num_hosts=4)
     assert (time.arithmetic, time.memory, time.limit, time.best) == (1.0, 2.0, "memory", 2.0)
     sent = 2 * 300 + 300 + 400
     assert time.messages == pytest.approx(sent / chip.link_bandwidth)
     assert time.worst == pytest.approx(
         1 / 0.8 + 2 + 2 * time.messages
     )  # 2 of the 4 links of a torus of two dimensions
-    assert step_time(chip, 2.0, chip.matmul, 0.0, []).arithmetic == 2.0  # of each of two devices
+    assert step_time(chip, 2.0, chip.matmul, 0.0, [], 1).arithmetic == 2.0  # of each of two devices
+
+
+def test_hosts_of_gpus_send_through_their_network():
+    chip, message = CHIPS["h100"], Collective("all-gather", 16, "", 1, 16e9)
+    within, across = (step_time(chip, 1.0, 0.0, 0.0, [message], hosts).messages for hosts in (1, 2))
+    assert (within, across) == (15e9 / chip.link_bandwidth, 15e9 / chip.network_bandwidth)
+
+
+def test_jax_takes_a_part_of_a_gpus_memory(monkeypatch):
+    target = _on(2, "h200", memory_share=0.5)
+    assert target.device_memory == CHIPS["h200"].memory / 2
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "all")
+    with pytest.raises(UserError, match=r"XLA_CLIENT_MEM_FRACTION='all' is no number. .*: 0\.92"):
+        find_target("h100:2")
 
 
 @pytest.mark.parametrize(
@@ -243,10 +257,25 @@ def test_without_a_size_an_epoch_has_no_length():
     assert len(blank_source(recipe, 77)) == 77
 
 
+def test_a_larger_batch_is_tried_for_as_many_steps(planned):
+    """So that a warm-up is not longer than the run, which has nothing to do with memory."""
+    found = planned.plan._replace(memory_bytes=100.0, peak_bytes=10.0, batch_size=32, kinds=[])
+    tried = []
+    stage = _stage()._replace(recipe={**_stage().recipe, "total_epochs": 3})
+    largest_batch(stage, found, lambda stage: tried.append(stage.recipe) or found, 10_000)
+    assert (tried[0]["total_steps"], tried[0]["total_epochs"]) == (planned.plan.total_steps, None)
+    assert tried[0]["data"]["batch_size"] > 300
+
+
 @pytest.mark.parametrize("on", ["v5e", "v5e:8", "v5e:4x4x4x4", "h10:8", "h100:2x2", "gpu", "v5e:0x4"])
 def test_devices_that_are_none_are_refused(on):
     with pytest.raises(UserError, match=r"--on='.*v5e:4x4, v5p:8x8x8"):
         find_target(on)
+
+
+def test_gpus_fill_their_hosts_evenly():
+    with pytest.raises(UserError, match=r"--on='h100:9': 9 do not go evenly into 2 hosts of at most 8"):
+        find_target("h100:9")
 
 
 def test_the_command_says_what_it_needs(capsys):
@@ -254,6 +283,10 @@ def test_the_command_says_what_it_needs(capsys):
     assert "--on=v5e:4x4" in capsys.readouterr().err
 
 
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs the GPUs' compiler: pip install 'vfm-jax[cuda]' (4.5 GB)",
+)
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU's compiler: scripts/test.sh --plan, or pip install 'vfm-jax[plan]'",
@@ -281,4 +314,30 @@ def test_a_recipe_is_planned_by_the_tpus_own_compiler(location, capfd):
     assert found.state_bytes < found.peak_bytes < 1e9
     assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
     assert "all-reduce" in {message.kind for message in found.messages}
+    assert 0 < found.mfu[1] < found.mfu[0] < 1
+
+
+ON_GPUS = {
+    # 196 tokens, and 197 of them: with a class token
+    "supervised/vit_s16_in1k.py": ("h100:16", ()),
+    "self_distillation/dino_vit_s16_in1k.py": ("a100:8", (("networks.encoder.scan", "True"),)),
+    "contrastive/simclr_r50_in1k.py": ("h200:1", ()),
+}
+
+
+@pytest.mark.plan
+@needs_cuda
+@pytest.mark.parametrize("location", ON_GPUS)
+def test_a_recipe_is_planned_by_the_gpus_own_compiler(location, capfd):
+    on, changes = ON_GPUS[location]
+    target = find_target(on)
+    small = SMALL if "r50" not in location else (("data.batch_size", "32"), ("evals", "None"))
+    found = next(plan(_recipe(location, *small, *changes), target)).plan
+    chip = CHIPS[on.split(":")[0]]
+    assert not capfd.readouterr().err
+    assert not target.estimated and found.num_hosts == -(-found.num_chips // 8)
+    assert found.memory_bytes == 0.75 * chip.memory and found.fits
+    assert found.state_bytes < found.peak_bytes < 5e9
+    assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
+    assert ("all-reduce" in {message.kind for message in found.messages}) == (found.num_chips > 1)
     assert 0 < found.mfu[1] < found.mfu[0] < 1

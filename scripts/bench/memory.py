@@ -67,7 +67,7 @@ def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[s
 
     experiment = from_recipe(recipe_of(setting, args), devices=target.devices)
     with compiling_for(target.backend):
-        compiled, seconds = trace_step(experiment).compile()
+        compiled, seconds = trace_step(experiment).compile(target.compiler_options)
     memory, moved = compiled.memory_analysis(), compiled.cost_analysis()["bytes accessed"]
     state, on_host = memory.argument_size_in_bytes, memory.host_argument_size_in_bytes
     figures = [f"{state / 1e6:,.0f}", f"{on_host / 1e6:,.0f}", f"{memory.temp_size_in_bytes / 1e6:,.0f}"]

@@ -79,3 +79,31 @@ def test_what_a_loop_moves_does_not_depend_on_its_form(unroll):
     program = parse(jax.jit(run).lower(x, w).compile().as_text())
     products = 4 * (64 * 128 + 128 * 128 + 64 * 128) * 4
     assert products <= memory_traffic(program) <= 3 * products
+
+
+GPU = """HloModule jit_f, is_scheduled=true
+
+%one (p.1: f32[4,8]) -> f32[4,8] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  ROOT %copy.1 = f32[4,8]{1,0} copy(%p.1)
+}
+
+%other (p.2: f32[4,8]) -> f32[4,8] {
+  ROOT %p.2 = f32[4,8]{1,0} parameter(0)
+}
+
+ENTRY %main (a: f32[4,8], b: f32[8,2], which: s32[]) -> f32[4,2] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8,2]{1,0} parameter(1)
+  %which = s32[] parameter(2)
+  %chosen = f32[4,8]{1,0} conditional(%which, %a, %a), branch_computations={%one, %other}
+  ROOT %product = (f32[4,2]{1,0}, s8[4194304]{0}) custom-call(%chosen, %b), custom_call_target="__cublas$lt$matmul"
+}
+"""
+
+
+def test_a_branch_counts_by_its_share_and_what_cublas_may_use_not_at_all():
+    product = 4 * (4 * 8 + 8 * 2 + 4 * 2)
+    assert memory_traffic(parse(GPU)) == (2 * 4 * 4 * 8) / 2 + product
+    times = {one.name: times for one, _, times in executed(parse(GPU))}
+    assert times["copy.1"] == 1

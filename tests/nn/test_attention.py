@@ -10,7 +10,7 @@ import pytest
 from einops import rearrange
 
 from vfm_jax.core.backend import compiling_for
-from vfm_jax.nn.attention import SelfAttention, attend, attention_weights, prefix_causal_mask
+from vfm_jax.nn.attention import SelfAttention, _at_even_lengths, attend, attention_weights, prefix_causal_mask
 from vfm_jax.nn.positions import RelativeIndex, places, relative_rows, rope_coordinates, rope_periods, rotation
 
 SHAPES = {"query": (2, 5, 3, 8), "key": (2, 7, 3, 8), "value": (2, 7, 3, 8)}  # b n heads d
@@ -56,6 +56,29 @@ def test_the_forms_for_cpu_and_tpu_agree_in_value_and_gradients(arrays, dtype, t
         assert one.dtype == other.dtype == dtype
         one, other = (np.asarray(a, np.float32) for a in (one, other))
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 7), (4, 7), (5, 6), (4, 6)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_cudnn_is_given_at_odd_lengths_is_the_same_attention(arrays, num_queries, num_keys, causal):
+    """By XLA's form, which takes the same arguments; cuDNN's own runs on a GPU alone."""
+    arrays = [arrays[0][:, :num_queries], *(a[:, :num_keys] for a in arrays[1:])]
+
+    def run(function):
+        def of_one(*one):  # under vmap, as a stack of blocks is initialized
+            return function(*(a[None] for a in one))[0]
+
+        def value_and_gradients(function):
+            value, pull = jax.vjp(function, *arrays)
+            return value, pull(jax.random.normal(jax.random.key(9), value.shape, value.dtype))
+
+        return [value_and_gradients(function), value_and_gradients(jax.vmap(of_one))]
+
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention promotes inside
+        plain = run(lambda *a: attend(*a, causal=causal))[0]
+        given = run(lambda *a: _at_even_lengths(*a, causal=causal, implementation="xla"))
+    for one in given:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, plain)
 
 
 def _told(mask, bias, causal):

@@ -36,7 +36,7 @@ def collectives(program: Program) -> list[Collective]:
     for instruction, _, times in executed(program):
         if (one := _collective(instruction)) is not None:
             total = totals[one.kind, one.group_size, one.operation]
-            total[0], total[1] = total[0] + times, total[1] + times * one.num_bytes
+            total[0], total[1] = total[0] + int(times), total[1] + int(times) * one.num_bytes
     rows = [Collective(*key, *total) for key, total in totals.items()]
     return sorted(rows, key=lambda row: -row.num_bytes)
 

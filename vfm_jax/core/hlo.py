@@ -15,6 +15,8 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OPERATION = re.compile(r'op_name="([^"]*)"')
+_BY_NVIDIA = 'custom_call_target="__cu'
+_WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^}]*\})?\)$")
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "iota", "opt-barrier", "custom-call-start",
@@ -77,14 +79,20 @@ def _inside(rest: str) -> str:
     return rest
 
 
-def executed(program: Program) -> Iterator[tuple[Instruction, Mapping[str, Instruction], int]]:
+def executed(
+    program: Program, *, every_branch: bool = True
+) -> Iterator[tuple[Instruction, Mapping[str, Instruction], float]]:
     """Every instruction that runs, those of its own computation by name, and how often it runs.
 
-    Inside of a fusion nothing is told: it is one instruction. A loop whose length is not known counts once, and of a
-    condition every branch.
+    Inside of a fusion nothing is told: it is one instruction. A loop whose length is not known counts once.
+
+    Args:
+        program: see `parse`.
+        every_branch: of a condition every branch counts as one that runs; otherwise its share, as if each were as
+            likely as the others.
     """
 
-    def walk(name: str, times: int) -> Iterator[tuple[Instruction, Mapping[str, Instruction], int]]:
+    def walk(name: str, times: float) -> Iterator[tuple[Instruction, Mapping[str, Instruction], float]]:
         own = {one.name: one for one in program.computations.get(name, ())}
         for one in own.values():
             yield one, own, times
@@ -95,8 +103,10 @@ def executed(program: Program) -> Iterator[tuple[Instruction, Mapping[str, Instr
             elif one.opcode in ("call", "conditional", "async-start"):
                 branches = [n.strip(" %") for m in _BRANCHES.finditer(one.line) for n in m[1].split(",")]
                 started = _CALLS.findall(one.line) if one.opcode == "async-start" else []
-                for called in (*_CALLED.findall(one.line), *branches, *started):
-                    yield from walk(called, times)
+                all_called = (*_CALLED.findall(one.line), *branches, *started)
+                share = 1 if every_branch or one.opcode != "conditional" else 1 / len(all_called)
+                for called in all_called:
+                    yield from walk(called, times * share)
 
     yield from walk(program.entry, 1)
 
@@ -129,14 +139,15 @@ def num_bytes(type_: str, *, in_fast_memory: bool = True) -> int:
     )
 
 
-def memory_traffic(program: Program) -> int:
+def memory_traffic(program: Program) -> float:
     """Bytes that a run of the program reads from and writes to a device's main memory.
 
     Every instruction reads its operands and writes its result once, of what it only slices or updates in place no
-    more than that part. What a TPU's compiler has placed in the memory beside the units is not counted, and a copy
-    between the two is counted on one side.
+    more than that part; of a condition each branch counts as one of so many. What a TPU's compiler has placed in the
+    memory beside the units is not counted, and a copy between the two is counted on one side; nor is what cuBLAS and
+    cuDNN may use beside their results.
     """
-    return sum(times * _traffic(program, one, own) for one, own, times in executed(program))
+    return sum(times * _traffic(program, one, own) for one, own, times in executed(program, every_branch=False))
 
 
 def _traffic(program: Program, one: Instruction, own: Mapping[str, Instruction]) -> int:
@@ -155,6 +166,8 @@ def _traffic(program: Program, one: Instruction, own: Mapping[str, Instruction])
         return 2 * _in_memory(operands[1])
     if one.opcode in ("dynamic-slice", "slice"):
         return 2 * _in_memory(one)
+    if _BY_NVIDIA in one.line:  # the last result is what it may use as it likes
+        one = one._replace(type=_WORKSPACE.sub(")", one.type))
     return sum(map(_in_memory, operands)) + _in_memory(one)
 
 

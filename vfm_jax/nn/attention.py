@@ -1,5 +1,7 @@
 """Multi-head attention; `attend` is the one function through which every attention goes."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,10 +52,36 @@ def attend(
         return jnp.einsum("bhnk,bkhd->bnhd", _softmax_own_backward(logits), value)
     width = query.shape[-1]
     fused = backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
-    implementation = "cudnn" if fused and mask is None and bias is None else "xla"
-    return jax.nn.dot_product_attention(
-        query, key, value, bias, mask, is_causal=causal, implementation=implementation
+    if fused and mask is None and bias is None:
+        return _at_even_lengths(query, key, value, causal=causal, implementation="cudnn")
+    return jax.nn.dot_product_attention(query, key, value, bias, mask, is_causal=causal, implementation="xla")
+
+
+def _at_even_lengths(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"]
+) -> jax.Array:
+    """The same for lengths that are odd (196 patches and a class token): JAX refuses cuDNN's gradients at those.
+
+    It means those with a bias, for which cuDNN has no kernel, but takes the empty one that it passes for one
+    (`check_is_flash_attention` in jax/_src/cudnn/fused_attention_stablehlo.py of 0.10). So a token is added that
+    nothing looks at.
+    """
+    num_queries, num_keys = query.shape[1], key.shape[1]
+    if num_queries % 2 == num_keys % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=implementation)
+    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    # Of each example, the same twice: under vmap JAX's kernel wants these mapped wherever the query is.
+    lengths = [jnp.where(query[:, 0, 0, 0] == 0, n, n).astype(jnp.int32) for n in (num_queries, num_keys)]
+    mixed = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=causal,
+        query_seq_lengths=lengths[0],
+        key_value_seq_lengths=lengths[1],
+        implementation=implementation,
     )
+    return mixed[:, :num_queries]
 
 
 def attention_weights(

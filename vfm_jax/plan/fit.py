@@ -65,8 +65,10 @@ def largest_batch(stage: Stage, plan: StagePlan, attempt: Try, num_examples: int
         if size in tried or (best is not None and size < 1.05 * best.batch_size):
             break
         tried.add(size)
+        # As many steps as before: a warm-up that is longer than a shorter run is another matter.
+        length = {"total_steps": plan.total_steps, "total_epochs": None, "total_examples": None}
         data = {**stage.recipe["data"], "batch_size": size}
-        found = attempt(stage._replace(recipe={**stage.recipe, "data": data}))
+        found = attempt(stage._replace(recipe={**stage.recipe, **length, "data": data}))
         if found.fits and (best is None or size > best.batch_size):
             best = found
     return best

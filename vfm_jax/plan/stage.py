@@ -128,7 +128,7 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
     rows = kinds(state, batch)
     try:
         with quiet():
-            executable, seconds = step.compile()
+            executable, seconds = step.compile(target.compiler_options)
         found, text = executable.memory_analysis(), executable.as_text()
         assert found is not None
         assert text is not None
@@ -138,7 +138,7 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
         traffic, messages = memory_traffic(program), collectives(program)
         if target.chip is not None:
             share = num_devices / target.num_chips
-            time = step_time(target.chip, share, device_flops, traffic, messages)
+            time = step_time(target.chip, share, device_flops, traffic, messages, target.num_hosts)
             ideal = model_flops * experiment.batch_size / (target.num_chips * target.chip.matmul)
             mfu = (ideal / time.best, ideal / time.worst)
     except jax.errors.JaxRuntimeError as error:
@@ -181,9 +181,11 @@ def memory_exceeded(message: str) -> tuple[float | None, float | None, float] | 
 
 
 def step_time(
-    chip: Chip, devices_per_chip: float, flops: float, traffic: float, messages: Sequence[Collective]
+    chip: Chip, devices_per_chip: float, flops: float, traffic: float, messages: Sequence[Collective], num_hosts: int
 ) -> StepTime:
     """The seconds of a step of so many operations, bytes and messages on each device: a roofline.
+
+    Where hosts are joined by a network, whatever is sent goes through it once for each host, by all of its cards.
 
     Reference: Williams et al., Roofline, 2009 (doi:10.1145/1498765.1498785), with the links between chips as a third
     roof.
@@ -191,7 +193,8 @@ def step_time(
     arithmetic = flops * devices_per_chip / chip.matmul
     memory = traffic * devices_per_chip / chip.memory_bandwidth
     sent = sum(map(_sent, messages)) * devices_per_chip
-    links = sent / chip.link_bandwidth
+    over_network = num_hosts > 1 and chip.network_bandwidth is not None
+    links = sent / (min(chip.link_bandwidth, chip.network_bandwidth) if over_network else chip.link_bandwidth)
     one_direction = links * max(1, chip.links / 2)
     return StepTime(
         arithmetic, memory, links, max(arithmetic, memory, links), arithmetic / REACHED + memory + one_direction

@@ -7,14 +7,16 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 
 from vfm_jax.core.chips import CHIPS, Chip
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
+from vfm_jax.plan.gpus import description
 
 _TPU = re.compile(r"(v\w+|tpu\w+):(\d+(?:x\d+){1,2})")
 _GPU = re.compile(r"([abh]\d+):(\d+)")
@@ -33,6 +35,8 @@ class Target(NamedTuple):
         devices: as JAX has them, all of them; those of a topology can be compiled for and not be used.
         backend: whose numerical forms the program takes: `core.backend.compiling_for`.
         estimated: why the figures are estimates; "" where the target's own compiler makes the program.
+        compiler_options: that this compiler needs where the devices are not there.
+        memory_share: part of a chip's memory that JAX takes.
     """
 
     name: str
@@ -42,11 +46,15 @@ class Target(NamedTuple):
     devices: Sequence[jax.Device]
     backend: str
     estimated: str
+    compiler_options: Mapping[str, Any] = MappingProxyType({})
+    memory_share: float = 1.0
 
     @property
     def device_memory(self) -> float | None:
-        """Bytes of one device; None where it is not known."""
-        return None if self.chip is None else self.chip.memory * self.num_chips / len(self.devices)
+        """Bytes of one device that JAX can fill; None where it is not known."""
+        if self.chip is None:
+            return None
+        return self.memory_share * self.chip.memory * self.num_chips / len(self.devices)
 
 
 def find_target(on: str) -> Target:
@@ -74,12 +82,47 @@ def find_target(on: str) -> Target:
     jax.config.update("jax_platforms", "cpu")  # not the machine's own TPU or GPU, if it has one
     if chip.kinds[0].startswith("TPU"):
         return _tpu(on, chip, sides)
+    return _gpus(on, match[1], num_chips)
+
+
+def _gpus(on: str, name: str, num_chips: int) -> Target:
+    chip = CHIPS[name]
     hosts = math.ceil(num_chips / chip.chips_per_host)
-    why = (
-        "GPUs are planned with this machine's own compiler, and without cuDNN's attention, which keeps no matrix of "
-        "tokens by tokens"
-    )
-    return Target(on, chip, num_chips, hosts, _simulated(num_chips), ACCELERATORS_FORM, why)
+    if num_chips % hosts:
+        raise UserError(
+            f"--on={on!r}: {num_chips} do not go evenly into {hosts} hosts of at most {chip.chips_per_host}. Plan for "
+            f"a multiple of {chip.chips_per_host}."
+        )
+    from jax.experimental import topologies
+
+    share = _memory_share()
+    try:
+        with quiet():
+            topology = topologies.get_topology_desc(
+                platform="cuda", topology=f"1x{hosts}x{num_chips // hosts}", target_config=description(name, chip)
+            )
+    except NotImplementedError:  # JAX knows no such platform
+        why = (
+            "the GPUs' compiler is not installed (pip install 'vfm-jax[cuda]'); this machine's own stands in for it, "
+            "without cuDNN's attention, which keeps no matrix of tokens by tokens"
+        )
+        return Target(on, chip, num_chips, hosts, _simulated(num_chips), ACCELERATORS_FORM, why, memory_share=share)
+    # The fastest of several kernels cannot be found out where none can run.
+    options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+    return Target(on, chip, num_chips, hosts, topology.devices, "gpu", "", options, share)
+
+
+def _memory_share() -> float:
+    """Of a GPU's memory, what JAX takes: as the user has set it, or JAX's default."""
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        if written := os.environ.get(name):
+            try:
+                return float(written)
+            except ValueError:
+                raise UserError(
+                    f"{name}={written!r} is no number. It is the part of a GPU's memory that JAX takes: 0.92."
+                ) from None
+    return 0.75
 
 
 def _tpu(on: str, chip: Chip, sides: Sequence[int]) -> Target:

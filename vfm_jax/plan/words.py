@@ -86,6 +86,11 @@ def notes(planned: PlannedStage, target: Target) -> list[str]:
         found.append(f"Estimates: {target.estimated}.")
     if planned.data:
         found.append(f"Of the data: {planned.data}.")
+    if target.memory_share < 1:
+        found.append(
+            f"Memory: JAX takes {target.memory_share:.0%} of a GPU's, which is what is told here. "
+            "XLA_CLIENT_MEM_FRACTION=0.92 before vfm plan and vfm train lets it take more."
+        )
     if planned.plan.time is not None:
         found.append(
             "Time: from the chip's data sheet. At best all overlaps, and the longest of arithmetic, memory and "
