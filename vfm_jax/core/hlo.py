@@ -15,6 +15,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OPERATION = re.compile(r'op_name="([^"]*)"')
+_ALLOCATION = 'custom_call_target="AllocateBuffer"'
 _BY_NVIDIA = 'custom_call_target="__cu'
 _WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^}]*\})?\)$")
 _NO_TRAFFIC = {
@@ -151,17 +152,19 @@ def memory_traffic(program: Program) -> float:
 
 
 def _traffic(program: Program, one: Instruction, own: Mapping[str, Instruction]) -> int:
-    if one.opcode in _NO_TRAFFIC or one.opcode.endswith(("-done", "-update")):
+    if one.opcode in _NO_TRAFFIC or one.opcode.endswith(("-done", "-update")) or _ALLOCATION in one.line:
         return 0
     operands = [own[name] for name in one.operands if name in own]
+    if one.opcode in ("copy-start", "slice-start"):  # from one memory to another, or within the main one
+        moved = num_bytes(one.type) - sum(num_bytes(operand.type) for operand in operands)
+        read = sum(map(_in_memory, operands))
+        return moved * ((read > 0) + (_in_memory(one) > read))
     if one.opcode.endswith("-start"):  # its type holds the operands too
         return max(_in_memory(one), sum(map(_in_memory, operands)))
-    if one.opcode == "fusion" and (called := _CALLS.search(one.line)):
-        inside = {inner.name: inner for inner in program.computations.get(called[1], ())}
-        given = {int(m[1]): i for i in inside.values() if (m := re.search(r" parameter\((\d+)\)", i.line))}
-        return sum(
-            _read(given[place], operand, inside) for place, operand in enumerate(operands) if place in given
-        ) + _written(one, inside)
+    if one.opcode == "fusion":
+        return sum(_read(program, one, place, operand) for place, operand in enumerate(operands)) + _written(
+            program, one
+        )
     if one.opcode == "dynamic-update-slice":
         return 2 * _in_memory(operands[1])
     if one.opcode in ("dynamic-slice", "slice"):
@@ -175,27 +178,46 @@ def _in_memory(one: Instruction) -> int:
     return num_bytes(one.type, in_fast_memory=False)
 
 
-def _read(parameter: Instruction, operand: Instruction, inside: Mapping[str, Instruction]) -> int:
-    """Bytes that a fusion reads of one operand."""
-    whole = _in_memory(operand)
+def _within(program: Program, fusion: Instruction) -> Sequence[Instruction]:
+    called = _CALLS.search(fusion.line)
+    return program.computations.get(called[1], ()) if called else ()
+
+
+def _read(program: Program, fusion: Instruction, place: int, operand: Instruction) -> int:
+    """Bytes that a fusion reads of its operand at `place`."""
+    inside, whole = _within(program, fusion), _in_memory(operand)
+    names = {one.name for one in inside if one.opcode == "parameter" and f" parameter({place})" in one.line}
+    if not names:  # a program cut short
+        return whole
     read = 0
-    for user in inside.values():
-        if parameter.name not in user.operands:
+    for user in inside:  # in the order in which they are computed
+        if names.isdisjoint(user.operands):
             continue
-        if user.opcode in ("dynamic-slice", "slice"):
+        if user.opcode == "bitcast":
+            names.add(user.name)
+        elif user.opcode in ("dynamic-slice", "slice"):
             read += num_bytes(user.type)
-        elif user.opcode == "bitcast":
-            return _read(user, operand, inside)
-        elif user.opcode != "dynamic-update-slice" or user.operands[0] != parameter.name:
+        elif user.opcode == "fusion":
+            read += sum(
+                _read(program, user, inner, operand) for inner, name in enumerate(user.operands) if name in names
+            )
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] not in names:
             return whole
     return min(read, whole)
 
 
-def _written(fusion: Instruction, inside: Mapping[str, Instruction]) -> int:
+def _written(program: Program, fusion: Instruction) -> int:
     """Bytes that a fusion writes: of what it updates in place, the update."""
     written = _in_memory(fusion)
+    return max(written - _not_updated(program, fusion), 0) if written else 0
+
+
+def _not_updated(program: Program, fusion: Instruction) -> int:
+    inside = {one.name: one for one in _within(program, fusion)}
+    rest = 0
     for one in inside.values():
         if one.opcode == "dynamic-update-slice" and len(one.operands) > 1 and one.operands[1] in inside:
-            update = num_bytes(inside[one.operands[1]].type)
-            written = max(written - num_bytes(one.type) + update, 0) if _in_memory(fusion) else 0
-    return written
+            rest += num_bytes(one.type) - num_bytes(inside[one.operands[1]].type)
+        elif one.opcode == "fusion":
+            rest += _not_updated(program, one)
+    return rest

@@ -145,20 +145,25 @@ _mix_own_backward.defvjp(_mix_forward, _mix_backward)
 
 
 def _softmax(logits: jax.Array) -> jax.Array:
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
+    return _softmax_forward(logits)[0]
 
 
-def _softmax_forward(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights = _softmax(logits)
-    return weights, weights
+def _softmax_forward(logits: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # The difference in their own dtype, which a TPU computes in float32 all the same: so written, its compiler makes
+    # one pass of product, maximum, exponential and sum.
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    unscaled = jnp.exp(below.astype(jnp.float32)).astype(logits.dtype)
+    rate = 1 / jnp.sum(unscaled.astype(jnp.float32), axis=-1, keepdims=True)
+    return (unscaled.astype(jnp.float32) * rate).astype(logits.dtype), (unscaled, rate)
 
 
-def _softmax_backward(weights: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    wide, g = weights.astype(jnp.float32), g.astype(jnp.float32)
-    return ((wide * (g - jnp.sum(wide * g, axis=-1, keepdims=True))).astype(weights.dtype),)
+def _softmax_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array]:
+    unscaled, rate = kept
+    weights, g = unscaled.astype(jnp.float32) * rate, g.astype(jnp.float32)
+    return ((weights * (g - jnp.sum(weights * g, axis=-1, keepdims=True))).astype(unscaled.dtype),)
 
 
-# Keeps the weights in their own dtype for the backward pass, where JAX keeps them in float32.
+# Keeps one array of b heads n k for the backward pass, in the logits' dtype, where JAX keeps two in float32.
 _softmax_own_backward = jax.custom_vjp(_softmax)
 _softmax_own_backward.defvjp(_softmax_forward, _softmax_backward)
 

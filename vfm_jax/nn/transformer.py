@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vfm_jax.core.backend import target_backend
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import by_examples
 from vfm_jax.core.tables import lookup
@@ -21,6 +22,18 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def _all_products(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """What the turns of a scan keep for the backward pass, where nothing is to be computed twice.
+
+    The compiler sees one turn at a time, and cannot tell that a norm or an activation is computed again faster than
+    what it keeps is read: those of a ViT's block take twice as much as its products. Without a scan it does that
+    unasked. cuDNN's attention is a product too.
+    """
+    return jax.checkpoint_policies.dots_saveable(primitive, *operands, **params) or primitive.name.startswith(
+        ("dot_product_attention", "conv_general_dilated")
+    )
 
 
 class Mlp(nn.Module):
@@ -315,6 +328,8 @@ class Transformer(nn.Module):
         if self.remat != "none":
             policy = lookup(REMAT_POLICIES, self.remat, "remat")
             run = jax.checkpoint(run, policy=policy, prevent_cse=not self.scan)
+        elif self.scan and target_backend() != "cpu":
+            run = jax.checkpoint(run, policy=_all_products, prevent_cse=False)
 
         if not self.scan:
             outputs = []

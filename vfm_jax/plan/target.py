@@ -90,8 +90,8 @@ def _gpus(on: str, name: str, num_chips: int) -> Target:
     hosts = math.ceil(num_chips / chip.chips_per_host)
     if num_chips % hosts:
         raise UserError(
-            f"--on={on!r}: {num_chips} do not go evenly into {hosts} hosts of at most {chip.chips_per_host}. Plan for "
-            f"a multiple of {chip.chips_per_host}."
+            f"--on={on!r}: {num_chips} do not go evenly into {hosts} hosts of at most {chip.chips_per_host}. Plan "
+            f"for a multiple of {chip.chips_per_host}."
         )
     from jax.experimental import topologies
 
