@@ -213,7 +213,7 @@ def test_where_nothing_helps_all_is_tried(planned):
     [
         (200.0, (155, 164)),  # 164 would fit
         (60.0, (40, 44)),  # smaller than the recipe's
-        (5000.0, (970, 970)),  # all of the data
+        (5000.0, (960, 960)),  # nearly all of the data
         (15.0, None),  # less than the state
     ],
 )
@@ -257,6 +257,15 @@ def test_without_a_size_an_epoch_has_no_length():
     assert len(blank_source(recipe, 77)) == 77
 
 
+def test_a_batch_that_the_method_refuses_ends_the_search(planned):
+    def attempt(stage):
+        raise UserError("groups must divide it")
+
+    found = planned.plan._replace(memory_bytes=1000.0, peak_bytes=100.0, batch_size=64, kinds=[])
+    assert largest_batch(_stage(), found, attempt, 10_000) is found
+    assert largest_batch(_stage(), found._replace(peak_bytes=2000.0), attempt, 10_000) is None
+
+
 def test_a_larger_batch_is_tried_for_as_many_steps(planned):
     """So that a warm-up is not longer than the run, which has nothing to do with memory."""
     found = planned.plan._replace(memory_bytes=100.0, peak_bytes=10.0, batch_size=32, kinds=[])
@@ -264,7 +273,7 @@ def test_a_larger_batch_is_tried_for_as_many_steps(planned):
     stage = _stage()._replace(recipe={**_stage().recipe, "total_epochs": 3})
     largest_batch(stage, found, lambda stage: tried.append(stage.recipe) or found, 10_000)
     assert (tried[0]["total_steps"], tried[0]["total_epochs"]) == (planned.plan.total_steps, None)
-    assert tried[0]["data"]["batch_size"] > 300
+    assert tried[0]["data"]["batch_size"] == 288  # ten times the memory: 313, in whole 32s
 
 
 @pytest.mark.parametrize("on", ["v5e", "v5e:8", "v5e:4x4x4x4", "h10:8", "h100:2x2", "gpu", "v5e:0x4"])

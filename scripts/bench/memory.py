@@ -1,11 +1,15 @@
 """What each setting that saves memory saves, and costs: the training step of a ViT-B/16, supervised, 224 px.
 
+Without a class token and with a sigmoid loss, as the peer in `../shared/bench/peers/aot_bigvision_vit.py`; with its
+bfloat16 first moment in the rows that say so.
+
     python scripts/bench/memory.py --batch=16 --steps=3              compiled and run on this machine's CPU
     python scripts/bench/memory.py --on=v5e:2x2 --batch=256          by the TPU's compiler, without one: jax[tpu]
+    python scripts/bench/memory.py --on=h100:4 --batch=512           by the GPUs' compiler, without one: jax[cuda13]
 
-One row a setting: MB of the state, of it on the host, and of all that the step sets aside beside it, on each device;
-GB that it moves, by the compiler's account (none of a scan: it counts the body once); seconds to compile; seconds a
-step (median). `--only=scan,full` picks rows whose names have these words.
+One row a setting: MB of the state, of all that the step sets aside beside it, and at the peak, on each device; GB that
+it reads from and writes to main memory; seconds to compile; a step, in milliseconds: the median of those that ran, or
+as `vfm plan` reckons, from best to worst. `--only=scan,full` picks rows whose names have these words.
 """
 
 import argparse
@@ -27,6 +31,7 @@ SETTINGS = {
     "4 micro-batches": {"num_micro_batches": 4},
     "scan, 4 micro-batches": {"scan": True, "num_micro_batches": 4},
     "bfloat16 first moment": {"momentum_dtype": "bfloat16"},
+    "bfloat16 first moment, scan, remat=full": {"momentum_dtype": "bfloat16", "scan": True, "remat": "full"},
     "adafactor": {"optimizer": "adafactor"},
     "moments on the host": {"offload": ("opt_state",)},
 }
@@ -34,7 +39,7 @@ SETTINGS = {
 
 def recipe_of(setting: dict, args: argparse.Namespace) -> dict:
     """The recipe of one row."""
-    encoder = dict(name="vit", variant="B/16", depth=args.depth, pooling="mean")
+    encoder = dict(name="vit", variant="B/16", depth=args.depth, pooling="mean", class_token=False)
     encoder |= {field: setting[field] for field in ("scan", "remat") if field in setting}
     optimizer = dict(name=setting.get("optimizer", "adamw"))
     optimizer |= {field: setting[field] for field in ("momentum_dtype",) if field in setting}
@@ -47,7 +52,7 @@ def recipe_of(setting: dict, args: argparse.Namespace) -> dict:
         mesh=dict(fsdp=args.fsdp),
         views=dict(image=dict(ops=(resize, dict(name="normalize", mean=0.13, std=0.31)))),
         networks=dict(encoder=encoder, head=dict(name="linear_head", num_classes=1000)),
-        objective=dict(name="supervised"),
+        objective=dict(name="supervised", loss="sigmoid"),
         optimizer=optimizer,
         schedule=dict(name="constant", base=1e-3),
         num_micro_batches=setting.get("num_micro_batches", 1),
@@ -60,18 +65,30 @@ def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[s
     import jax
 
     from vfm_jax.core.backend import compiling_for
+    from vfm_jax.core.collectives import collectives
+    from vfm_jax.core.flops import jaxpr_flops
+    from vfm_jax.core.hlo import memory_traffic, parse
     from vfm_jax.core.sharding import sharded_init
     from vfm_jax.experiment import from_recipe
+    from vfm_jax.plan.stage import step_time
+    from vfm_jax.plan.target import quiet
     from vfm_jax.train.layout import trace_step
     from vfm_jax.train.loop import blank_state
 
     experiment = from_recipe(recipe_of(setting, args), devices=target.devices)
     with compiling_for(target.backend):
-        compiled, seconds = trace_step(experiment).compile(target.compiler_options)
-    memory, moved = compiled.memory_analysis(), compiled.cost_analysis()["bytes accessed"]
-    state, on_host = memory.argument_size_in_bytes, memory.host_argument_size_in_bytes
-    figures = [f"{state / 1e6:,.0f}", f"{on_host / 1e6:,.0f}", f"{memory.temp_size_in_bytes / 1e6:,.0f}"]
-    figures += ["" if setting.get("scan") else f"{moved / 1e9:,.1f}", f"{seconds:,.0f}"]
+        step = trace_step(experiment)
+        with quiet():
+            compiled, seconds = step.compile(target.compiler_options)
+    memory, program = compiled.memory_analysis(), parse(compiled.as_text())
+    moved = memory_traffic(program)
+    state, beside = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes or state + beside
+    figures = [*(f"{size / 1e6:,.0f}" for size in (state, beside, peak)), f"{moved / 1e9:,.1f}", f"{seconds:,.0f}"]
+    if target.chip is not None:
+        flops = jaxpr_flops(step.traced.jaxpr) / len(target.devices)
+        planned = step_time(target.chip, 1.0, flops, moved, collectives(program), target.num_hosts)
+        figures.append(f"{1e3 * planned.best:,.0f} to {1e3 * planned.worst:,.0f}")
     if not args.steps:
         return figures
     blank, key, _ = blank_state(experiment)
@@ -83,12 +100,14 @@ def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[s
             began = time.perf_counter()
             state, _ = jax.block_until_ready(compiled(state, batch))
             took.append(time.perf_counter() - began)
-    return [*figures, f"{statistics.median(took[1:]):,.2f}"]
+    return [*figures, f"{1e3 * statistics.median(took[1:]):,.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", default="", help="a slice of TPUs, such as v5e:2x4; without it this machine's CPU")
+    parser.add_argument(
+        "--on", default="", help="devices as of vfm plan, such as v5e:2x4; without it this machine's CPU"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--dtype", default="")
@@ -98,16 +117,21 @@ def main() -> None:
     args = parser.parse_args()
     args.dtype = args.dtype or ("bfloat16" if args.on else "float32")
     if args.on and args.steps:
-        sys.exit("--steps: a slice that is not there runs nothing.")
+        sys.exit("--steps: devices that are not there run nothing.")
 
+    from vfm_jax.core.errors import UserError
     from vfm_jax.plan import find_target
 
     target = find_target(args.on or "cpu")
-    print("| setting | state MB | on the host | beside it MB | moved GB | compile s | step s |")
+    print("| setting | state MB | beside it MB | peak MB | moved GB | compile s | step ms |")
     print("|---|---|---|---|---|---|---|")
     for name, setting in SETTINGS.items():
         if all(word.strip() in name for word in args.only.split(",")):
-            print(f"| {name} | {' | '.join(measure(setting, args, target))} |", flush=True)
+            try:
+                figures = measure(setting, args, target)
+            except UserError as error:
+                figures = [str(error)]
+            print(f"| {name} | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":

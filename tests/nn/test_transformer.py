@@ -9,6 +9,7 @@ import pytest
 from einops import rearrange
 from flax.traverse_util import unflatten_dict
 
+from vfm_jax.core.backend import compiling_for
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.trees import named_leaves
 from vfm_jax.nn.positions import RelativeIndex, places, relative_rows, rope_coordinates, rope_periods, rotation
@@ -76,6 +77,30 @@ def test_a_scan_has_the_parameters_of_the_loop(remat):
 def test_scan_and_recomputation_equal_the_loop_with_drop_path_levels_and_gradients(params, tokens, loop, changes):
     for one, other in zip(jax.tree.leaves(loop), jax.tree.leaves(_run(params, tokens, **changes)), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scan_of_accelerators_equals_the_loop_too(params, tokens, loop):
+    with compiling_for("tpu"), jax.numpy_dtype_promotion("standard"):
+        scan = _run(params, tokens, scan=True)
+    for one, other in zip(jax.tree.leaves(loop), jax.tree.leaves(scan), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scan_of_accelerators_keeps_products_and_nothing_of_norms_and_activations(params, tokens):
+    """Of each block: its input, q, k and v, logits, what is mixed, both results of the MLP; in bfloat16."""
+    stack = Transformer(**FIELDS | {"layer_scale": None, "drop_path": 0.0}, scan=True, dtype=jnp.bfloat16)
+    params = {name: {k: v for k, v in block.items() if not k.startswith("scale")} for name, block in params.items()}
+
+    def total(params, tokens):
+        return jnp.sum(stack.apply({"params": params}, tokens)[0].astype(jnp.float32))
+
+    with compiling_for("tpu"), jax.numpy_dtype_promotion("standard"):
+        jaxpr = jax.make_jaxpr(jax.grad(total))(params, tokens.astype(jnp.bfloat16))
+    forward = next(e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan")
+    kept = [v.aval for v in forward.outvars[forward.params["num_carry"] :] if v.aval.shape[:2] == (DEPTH, BATCH)]
+    assert {aval.dtype.name for aval in kept} == {"bfloat16"}
+    per_token = sum(aval.size for aval in kept) / (DEPTH * BATCH * TOKENS)
+    assert per_token <= 7 * WIDTH + 2 * TOKENS + FIELDS["mlp_dim"]
 
 
 def test_levels_are_outputs_of_the_named_blocks(loop):

@@ -199,7 +199,8 @@ def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 class Transformer(nn.Module):
     """`depth` blocks, run by a loop or by a scan: equal in value, and in parameters (`block_0`, `block_1`, ...).
 
-    A scan compiles one block instead of `depth`, and with `remat` holds the activations of one. It stacks the layers'
+    A scan compiles one block instead of `depth`, and with `remat` holds the activations of one. On accelerators it keeps
+    the results of products for the backward pass, and computes what is between them again. It stacks the layers'
     parameters inside the step, in the compute dtype: one more copy of them while it runs.
 
     Attributes:
@@ -209,7 +210,7 @@ class Transformer(nn.Module):
         drop_path: rate of the last block; it rises linearly from zero at the first, or is "constant" (DeiT III) by
             `drop_path_shape`.
         remat: "none" keeps all activations for the backward pass, "dots" the matrix products', "full" only each
-            block's input. On the CPU it saves memory together with `scan` alone (its compiler undoes it in a loop).
+            block's input. On CPUs and GPUs it saves memory together with `scan` alone (their compilers undo it).
         norm: "layer_norm" or "rms_norm".
         norm_order: "pre" (before attention and MLP) or "post" (after their sums).
         mlp_kind: "mlp" or "swiglu" (gated).
