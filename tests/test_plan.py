@@ -176,10 +176,9 @@ def test_changes_are_tried_from_the_cheapest_on_and_kept_until_it_fits(planned):
     found = list(changes_that_fit(_stage(), planned.plan, attempt))
     assert [one.plan.fits for one in found] == [False, False, True]
     assert found[0].settings == ("--config.mesh.data=1", "--config.mesh.fsdp=2")  # the moments are bfloat16 already
-    assert found[1].settings == (*found[0].settings, "--config.networks.encoder.remat=dots")
-    assert found[2].settings == (
-        *found[0].settings, "--config.networks.encoder.remat=full", "--config.networks.encoder.scan=True"
-    )  # fmt: skip
+    scan = "--config.networks.encoder.scan=True"
+    assert found[1].settings == (*found[0].settings, "--config.networks.encoder.remat=dots", scan)
+    assert found[2].settings == (*found[0].settings, scan, "--config.networks.encoder.remat=full")
     assert tried[-1]["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
     # Each setting is one that the command line takes.
     written = [tuple(setting.removeprefix("--config.").split("=")) for setting in found[-1].settings]
@@ -198,7 +197,8 @@ def test_a_change_that_cannot_be_made_is_left_out_of_the_next(planned):
         return attempt(stage)
 
     found = list(changes_that_fit(_stage(), planned.plan, refusing))
-    assert found[0].settings == ("--config.networks.encoder.remat=dots",) and len(found) == len(tried) == 5
+    dots = ("--config.networks.encoder.remat=dots", "--config.networks.encoder.scan=True")
+    assert found[0].settings == dots and len(found) == len(tried) == 5
 
 
 def test_where_nothing_helps_all_is_tried(planned):

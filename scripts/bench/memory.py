@@ -7,9 +7,9 @@ bfloat16 first moment in the rows that say so.
     python scripts/bench/memory.py --on=v5e:2x2 --batch=256          by the TPU's compiler, without one: jax[tpu]
     python scripts/bench/memory.py --on=h100:4 --batch=512           by the GPUs' compiler, without one: jax[cuda13]
 
-One row a setting: MB of the state, of all that the step sets aside beside it, and at the peak, on each device; GB that
-it reads from and writes to main memory; seconds to compile; a step, in milliseconds: the median of those that ran, or
-as `vfm plan` reckons, from best to worst. `--only=scan,full` picks rows whose names have these words.
+One row a setting: MB of the state, of all that the step sets aside beside it, and at the peak, on each device; GB
+that it reads from and writes to main memory; seconds to compile; a step, in milliseconds: the median of those that
+ran, or as `vfm plan` reckons, from best to worst. `--only=scan,full` picks rows whose names have these words.
 """
 
 import argparse

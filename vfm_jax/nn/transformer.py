@@ -199,9 +199,9 @@ def _two_streams(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 class Transformer(nn.Module):
     """`depth` blocks, run by a loop or by a scan: equal in value, and in parameters (`block_0`, `block_1`, ...).
 
-    A scan compiles one block instead of `depth`, and with `remat` holds the activations of one. On accelerators it keeps
-    the results of products for the backward pass, and computes what is between them again. It stacks the layers'
-    parameters inside the step, in the compute dtype: one more copy of them while it runs.
+    A scan compiles one block instead of `depth`, and with `remat` holds the activations of one. On accelerators it
+    keeps the results of products for the backward pass, and computes what is between them again. It stacks the
+    layers' parameters inside the step, in the compute dtype: one more copy of them while it runs.
 
     Attributes:
         mlp_dim: hidden width of the MLPs.

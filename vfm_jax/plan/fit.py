@@ -51,8 +51,8 @@ def largest_batch(stage: Stage, plan: StagePlan, attempt: Try, num_examples: int
 
     It is no larger than the data set. What a batch takes grows in proportion to it, beside the state: the line
     through what is known gives the next size, which is then compiled, `ATTEMPTS` times at most. It is a multiple of
-    the recipe's own, or of that halved until it is an eighth of the size: what divides the one (groups, micro-batches)
-    most often divides the other. A larger one than the answer may fit, by an eighth.
+    the recipe's own, or of that halved until it is an eighth of the size: what divides the one (groups,
+    micro-batches) most often divides the other. A larger one than the answer may fit, by an eighth.
     """
     assert plan.memory_bytes is not None
     ways = plan.mesh["data"] * plan.mesh["fsdp"] * stage.recipe.get("num_micro_batches", 1)
@@ -128,8 +128,8 @@ def _with_remat(networks: Mapping[str, Any], policy: str, where: str) -> tuple[d
         if "remat" in known and spec.get("remat", known["remat"].default) not in (policy, "full"):
             changed[role] = {**spec, "remat": policy}
             written.append(f"{where}.{role}.remat={policy}")
-            if "scan" in known and policy == "full" and not spec.get("scan", False):
-                changed[role]["scan"] = True  # one block's activations, and a program of one block
+            if "scan" in known and not spec.get("scan", False):
+                changed[role]["scan"] = True  # without it a GPU's compiler undoes most of what `remat` asks for
                 written.append(f"{where}.{role}.scan=True")
     return changed, written
 
