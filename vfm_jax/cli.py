@@ -577,15 +577,13 @@ def _plan(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:
 
 
 def _simulate(count: int) -> None:
-    """Has JAX take the processor for so many devices."""
     import jax
 
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # it has started: in a notebook, or under test
-        if jax.default_backend() != "cpu" or jax.device_count() != count:
-            raise _Mistake(f"--devices={count}: JAX has started with {jax.device_count()} devices.") from None
+    from vfm_jax.core.backend import simulate_devices
+
+    simulate_devices(count)
+    if jax.default_backend() != "cpu" or jax.device_count() != count:
+        raise _Mistake(f"--devices={count}: JAX has started with {jax.device_count()} devices.")
 
 
 def _config(flags: Flags, overrides: Sequence[tuple[str, str]]) -> None:

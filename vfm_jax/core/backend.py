@@ -39,6 +39,13 @@ def only_cpu() -> bool:
     return not importlib.metadata.entry_points(group="jax_plugins") and not has_tpu()
 
 
+def simulate_devices(count: int) -> None:
+    """Has JAX take the processor for so many devices; changes nothing where it has started (a notebook, a test)."""
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def has_tpu() -> bool:
     """Whether this machine has a TPU and its library; without one that library may be there for plans."""
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")

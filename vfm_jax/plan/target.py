@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vfm_jax.core.backend import simulate_devices
 from vfm_jax.core.chips import CHIPS, Chip
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.tables import nearest
@@ -151,8 +152,7 @@ def _tpu(on: str, chip: Chip, sides: Sequence[int]) -> Target:
 
 def _simulated(count: int) -> Sequence[jax.Device]:
     """The processor taken for so many devices."""
-    with contextlib.suppress(RuntimeError):  # JAX has started: in a notebook, or under test
-        jax.config.update("jax_num_cpu_devices", count)
+    simulate_devices(count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(
