@@ -38,6 +38,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.total_steps = 500 * EPOCH
 
     folder = "imagenet22k" if variant == "vit_l14_in22k" else "lvd142m"
+    # As the authors' FSDP; the state alone is more than a chip has otherwise.
+    c.mesh = dict(data=1, fsdp=-1)
     c.data = dict(name="folder", path=f"data/{folder}", canvas_size=512, batch_size=3072)
     c.views = dinov2_crops(global_size=224, local_size=98)
 

@@ -50,6 +50,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.dtype = "bfloat16"
     c.total_steps = 1000 * EPOCH
 
+    # As the authors' FSDP; the state alone is more than a chip has otherwise.
+    c.mesh = dict(data=1, fsdp=-1)
     c.data = dict(name="folder", path="data/lvd1689m", canvas_size=512, batch_size=4096)
     c.views = dinov2_crops(global_size=256, local_size=112, flip=0.0)
 

@@ -18,7 +18,7 @@ RECIPES = {  # and a slice of about the chips that the paper used
     "masked/mae_vit_b16_in1k.py": "v5e:8x8",
     "self_distillation/dino_vit_s16_in1k.py": "v5e:4x4",
     "contrastive/simclr_r50_in1k.py": "v5e:8x8",
-    "image_text/siglip_vit.py": "v5e:8x8",
+    "image_text/siglip_vit.py": "v5e:16x16",
     "self_distillation/ibot_vit_b16_in1k.py": "v5e:4x8",
     "masked/ijepa_vit_h14_in1k.py": "v5p:2x2x4",
     "self_distillation/dinov2_vit_l16_in1k.py": "v5p:2x4x4",

@@ -177,9 +177,10 @@ def project_views(
         together: as for `encode_views`.
     """
     if together:
-        flat = rearrange(views, "b v d -> (v b) d")
+        # Example by example, as they lie on the devices: view by view each would have to gather all of them.
+        flat = rearrange(views, "b v d -> (b v) d")
         made, statistics = apply_network(head, params, statistics, flat, train=True)
-        return rearrange(made, "(v b) m -> b v m", v=views.shape[1]), statistics
+        return rearrange(made, "(b v) m -> b v m", v=views.shape[1]), statistics
     made = []
     for view in range(views.shape[1]):
         one, statistics = apply_network(head, params, statistics, views[:, view], train=True)
