@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vfm_jax.core.collectives import collectives
+from vfm_jax.core.hlo import parse
+from vfm_jax.core.sharding import batch_sharding, make_mesh
 from vfm_jax.core.types import Features
 from vfm_jax.models import MODELS
 from vfm_jax.nn.normalization import BatchNorm
@@ -109,3 +112,13 @@ def test_views_of_an_encoder_without_batch_norm_go_through_in_one_pass_with_thei
     apart, none = encode_views(encoder, params, statistics, views, keys, together=False)
     assert none == {}
     np.testing.assert_array_equal(apart.pooled, joint.pooled)
+
+
+def test_a_head_of_many_views_sends_nothing_between_devices():
+    """The logits of patches are the largest array of iBOT: each device keeps its own images'."""
+    mesh = make_mesh(devices=jax.devices()[:4])
+    head = MODELS["dino_head"](out_dim=32, hidden_dim=16, bottleneck_dim=8)
+    params = head.init(jax.random.key(0), jnp.zeros((1, 8), jnp.float32))["params"]
+    views = jax.ShapeDtypeStruct((8, 3, 8), jnp.float32, sharding=batch_sharding(mesh))
+    compiled = jax.jit(lambda views: project_views(head, params, {}, views)[0]).lower(views).compile()
+    assert not collectives(parse(compiled.as_text()))
