@@ -35,6 +35,8 @@ ENTRY %main.5_spmd (param.4: f32[5,128,512], param.5: f32[8,512]) -> f32[5,128,5
   %ag = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="start"}
   %agd = f32[8,8]{1,0} all-gather-done(%ag)
   %rs = f32[4]{0} reduce-scatter(%y), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add.clone, metadata={op_name="scatter"}
+  %rss = ((f32[32]{0}), f32[4]{0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add.clone, metadata={op_name="begun"}
+  %rsd = f32[4]{0} reduce-scatter-done(%rss)
   %cp = (f32[10]{0}, f32[10]{0}) collective-permute-start(%z), source_target_pairs={{0,1},{1,2},{2,0}}, metadata={op_name="ring"}
   ROOT %p = pred[3]{0} all-to-all(%z), replica_groups={{0,1}}, metadata={op_name="exchange"}
 }
@@ -47,6 +49,7 @@ def test_each_kind_is_counted_in_whole_arrays_and_every_turn_of_a_loop():
         Collective("all-reduce", 4, "rare", 12, 12 * (16 + 4) * 4),
         Collective("all-gather", 4, "start", 1, 8 * 8 * 4),
         Collective("reduce-scatter", 8, "scatter", 1, 4 * 8 * 4),
+        Collective("reduce-scatter", 8, "begun", 1, 32 * 4),
         Collective("collective-permute", 3, "ring", 1, 10 * 4),
         Collective("all-to-all", 2, "exchange", 1, 3),
     ]

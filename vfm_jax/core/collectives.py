@@ -48,8 +48,8 @@ def _collective(instruction: Instruction) -> Collective | None:
     starts = kind != instruction.opcode
     size = _group_size(instruction.line)
     total = num_bytes(instruction.type)
-    # What begins a gather or a permutation gives its operands too.
-    if starts and kind == "all-gather":
+    # What begins a gather, a scatter or a permutation gives its operands too.
+    if starts and kind in ("all-gather", "reduce-scatter"):
         total = total * size // (size + 1)
     elif starts and kind == "collective-permute":
         total //= 2
