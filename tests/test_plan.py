@@ -330,6 +330,7 @@ ON_GPUS = {
     # 196 tokens, and 197 of them: with a class token
     "supervised/vit_s16_in1k.py": ("h100:16", ()),
     "self_distillation/dino_vit_s16_in1k.py": ("a100:8", (("networks.encoder.scan", "True"),)),
+    "self_distillation/dinov3_vit_l16_in1k.py": ("h100:8", (("data.batch_size", "128"),)),  # rotary
     "contrastive/simclr_r50_in1k.py": ("h200:1", ()),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from vfm_jax.core.backend import target_backend
+from vfm_jax.core.backend import compiling_for, target_backend
 from vfm_jax.core.errors import UserError
 from vfm_jax.core.sharding import by_examples
 from vfm_jax.core.tables import lookup
@@ -287,7 +287,9 @@ class Transformer(nn.Module):
             sample = jnp.zeros((1, 1, self.width), self.dtype)
             one = None if where is None else RelativeIndex(where.grid, jnp.zeros((1, 1, 1), jnp.int32))
             keys = jax.random.split(self.make_rng("params"), self.depth)
-            stacked = jax.vmap(lambda key: self.block.init(key, sample, where=one)["params"])(keys)
+            # What is drawn is the same in every form, and this one can be mapped anywhere.
+            with compiling_for("cpu"):
+                stacked = jax.vmap(lambda key: self.block.init(key, sample, where=one)["params"])(keys)
             for i in range(self.depth):
                 self.put_variable("params", f"block_{i}", jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
         return [self.get_variable("params", f"block_{i}") for i in range(self.depth)]
