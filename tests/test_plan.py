@@ -309,21 +309,30 @@ ON_TPUS = {
 }
 
 
+def _planned_by_its_compiler(on, recipe, capfd):
+    """A stage's plan, and the chip, with what holds of each."""
+    target = find_target(on)
+    (one,) = plan(recipe, target)
+    found = one.plan
+    assert not capfd.readouterr().err  # the compilers have much to say, and nothing for the user
+    assert not target.estimated and found.fits
+    assert found.state_bytes < found.peak_bytes
+    assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
+    assert 0 < found.mfu[1] < found.mfu[0] < 1
+    return found, CHIPS[on.split(":")[0]]
+
+
 @pytest.mark.plan
 @needs_libtpu
 @pytest.mark.parametrize("location", ON_TPUS)
 def test_a_recipe_is_planned_by_the_tpus_own_compiler(location, capfd):
     on, changes = ON_TPUS[location]
-    target = find_target(on)
-    (one,) = plan(_recipe(location, *SMALL, ("networks.encoder.depth", "1"), *changes), target)
-    found, chip = one.plan, CHIPS[on.split(":")[0]]
-    assert not capfd.readouterr().err  # libtpu has much to say, and nothing for the user
-    assert not target.estimated and found.num_hosts == max(1, found.num_chips // 4)
-    assert found.memory_bytes == chip.memory and found.fits
-    assert found.state_bytes < found.peak_bytes < 1e9
-    assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
+    recipe = _recipe(location, *SMALL, ("networks.encoder.depth", "1"), *changes)
+    found, chip = _planned_by_its_compiler(on, recipe, capfd)
+    assert found.num_hosts == max(1, found.num_chips // 4)
+    assert found.memory_bytes == chip.memory
+    assert found.peak_bytes < 1e9
     assert "all-reduce" in {message.kind for message in found.messages}
-    assert 0 < found.mfu[1] < found.mfu[0] < 1
 
 
 ON_GPUS = {
@@ -340,14 +349,9 @@ ON_GPUS = {
 @pytest.mark.parametrize("location", ON_GPUS)
 def test_a_recipe_is_planned_by_the_gpus_own_compiler(location, capfd):
     on, changes = ON_GPUS[location]
-    target = find_target(on)
     small = SMALL if "r50" not in location else (("data.batch_size", "32"), ("evals", "None"))
-    found = next(plan(_recipe(location, *small, *changes), target)).plan
-    chip = CHIPS[on.split(":")[0]]
-    assert not capfd.readouterr().err
-    assert not target.estimated and found.num_hosts == -(-found.num_chips // 8)
-    assert found.memory_bytes == 0.75 * chip.memory and found.fits
-    assert found.state_bytes < found.peak_bytes < 5e9
-    assert found.traffic_bytes > sum(row["bytes per device"] for row in found.kinds)
+    found, chip = _planned_by_its_compiler(on, _recipe(location, *small, *changes), capfd)
+    assert found.num_hosts == -(-found.num_chips // 8)
+    assert found.memory_bytes == 0.75 * chip.memory
+    assert found.peak_bytes < 5e9
     assert ("all-reduce" in {message.kind for message in found.messages}) == (found.num_chips > 1)
-    assert 0 < found.mfu[1] < found.mfu[0] < 1

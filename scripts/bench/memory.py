@@ -65,30 +65,20 @@ def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[s
     import jax
 
     from vfm_jax.core.backend import compiling_for
-    from vfm_jax.core.collectives import collectives
-    from vfm_jax.core.flops import jaxpr_flops
-    from vfm_jax.core.hlo import memory_traffic, parse
     from vfm_jax.core.sharding import sharded_init
     from vfm_jax.experiment import from_recipe
-    from vfm_jax.plan.stage import step_time
-    from vfm_jax.plan.target import quiet
+    from vfm_jax.plan.stage import compile_step
     from vfm_jax.train.layout import trace_step
     from vfm_jax.train.loop import blank_state
 
     experiment = from_recipe(recipe_of(setting, args), devices=target.devices)
     with compiling_for(target.backend):
-        step = trace_step(experiment)
-        with quiet():
-            compiled, seconds = step.compile(target.compiler_options)
-    memory, program = compiled.memory_analysis(), parse(compiled.as_text())
-    moved = memory_traffic(program)
-    state, beside = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = memory.peak_memory_in_bytes or state + beside
-    figures = [*(f"{size / 1e6:,.0f}" for size in (state, beside, peak)), f"{moved / 1e9:,.1f}", f"{seconds:,.0f}"]
-    if target.chip is not None:
-        flops = jaxpr_flops(step.traced.jaxpr) / len(target.devices)
-        planned = step_time(target.chip, 1.0, flops, moved, collectives(program), target.num_hosts)
-        figures.append(f"{1e3 * planned.best:,.0f} to {1e3 * planned.worst:,.0f}")
+        made = compile_step(trace_step(experiment), target)
+    state = made.executable.memory_analysis().argument_size_in_bytes
+    figures = [f"{size / 1e6:,.0f}" for size in (state, made.temporary_bytes, made.peak_bytes)]
+    figures += [f"{made.traffic_bytes / 1e9:,.1f}", f"{made.seconds:,.0f}"]
+    if made.time is not None:
+        figures.append(f"{1e3 * made.time.best:,.0f} to {1e3 * made.time.worst:,.0f}")
     if not args.steps:
         return figures
     blank, key, _ = blank_state(experiment)
@@ -98,7 +88,7 @@ def measure(setting: dict, args: argparse.Namespace, target: "Target") -> list[s
         for _ in range(args.steps + 1):  # the first warms up
             batch = next(batches)
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(compiled(state, batch))
+            state, _ = jax.block_until_ready(made.executable(state, batch))
             took.append(time.perf_counter() - began)
     return [*figures, f"{1e3 * statistics.median(took[1:]):,.0f}"]
 

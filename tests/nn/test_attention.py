@@ -65,7 +65,7 @@ def test_what_cudnn_is_given_at_odd_lengths_is_the_same_attention(arrays, num_qu
     arrays = [arrays[0][:, :num_queries], *(a[:, :num_keys] for a in arrays[1:])]
 
     def run(function):
-        def of_one(*one):  # under vmap, as a stack of blocks is initialized
+        def of_one(*one):  # under vmap, as data2vec 2 encodes its choices of patches
             return function(*(a[None] for a in one))[0]
 
         def value_and_gradients(function):

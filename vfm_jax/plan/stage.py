@@ -14,7 +14,7 @@ from vfm_jax.core.hlo import memory_traffic, parse
 from vfm_jax.core.trees import count_parameters, named_leaves
 from vfm_jax.experiment import Experiment, Source, from_recipe
 from vfm_jax.plan.target import Target, quiet
-from vfm_jax.train.layout import kinds, trace_step
+from vfm_jax.train.layout import TracedStep, kinds, trace_step
 from vfm_jax.train.stages import Stage
 from vfm_jax.train.step import step_flops
 
@@ -116,29 +116,62 @@ def plan_stage(stage: Stage, number: int, target: Target, source: Source | None)
         return _measured(stage.name, experiment, target)
 
 
-def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
-    state, batch, traced = step = trace_step(experiment)
-    num_devices = len(target.devices)
+class CompiledStep(NamedTuple):
+    """A step as the target's compiler made it.
+
+    Attributes:
+        executable: what it made; it runs where the devices are there.
+        seconds: that it took on this machine.
+        device_flops, temporary_bytes, peak_bytes, traffic_bytes, messages, time: as of `StagePlan`.
+    """
+
+    executable: jax.stages.Compiled
+    seconds: float
+    device_flops: float
+    temporary_bytes: int
+    peak_bytes: int
+    traffic_bytes: float
+    messages: Sequence[Collective]
+    time: StepTime | None
+
+
+def compile_step(step: TracedStep, target: Target) -> CompiledStep:
+    """Compiles a step for the target, and reads what it takes from what came of it.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler refuses it: it is too large (`memory_exceeded`), or wrong.
+    """
+    with quiet():
+        executable, seconds = step.compile(target.compiler_options)
+    found, text = executable.memory_analysis(), executable.as_text()
+    assert found is not None
+    assert text is not None
+    temporary = found.temp_size_in_bytes
+    program = parse(text)
+    flops, traffic, messages, time = _device_flops(step, target), memory_traffic(program), collectives(program), None
+    if target.chip is not None:
+        share = len(target.devices) / target.num_chips
+        time = step_time(target.chip, share, flops, traffic, messages, target.num_hosts)
+    peak = found.peak_memory_in_bytes or found.argument_size_in_bytes + temporary
+    return CompiledStep(executable, seconds, flops, temporary, peak, traffic, messages, time)
+
+
+def _device_flops(step: TracedStep, target: Target) -> float:
     # Operations are spread over the devices of all axes, and so is what no rule splits.
-    device_flops = jaxpr_flops(traced.jaxpr) / num_devices
+    return jaxpr_flops(step.traced.jaxpr) / len(target.devices)
+
+
+def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
+    step = trace_step(experiment)
+    state, batch = step.state, step.batch
     model_flops = step_flops(experiment.objective, experiment.views, state, batch).total / experiment.batch_size
     memory = target.device_memory
     temporary = traffic = time = mfu = None
     messages: Sequence[Collective] = ()
     rows = kinds(state, batch)
     try:
-        with quiet():
-            executable, seconds = step.compile(target.compiler_options)
-        found, text = executable.memory_analysis(), executable.as_text()
-        assert found is not None
-        assert text is not None
-        temporary = found.temp_size_in_bytes
-        peak = found.peak_memory_in_bytes or found.argument_size_in_bytes + temporary
-        program = parse(text)
-        traffic, messages = memory_traffic(program), collectives(program)
-        if target.chip is not None:
-            share = num_devices / target.num_chips
-            time = step_time(target.chip, share, device_flops, traffic, messages, target.num_hosts)
+        _, seconds, flops, temporary, peak, traffic, messages, time = compile_step(step, target)
+        if target.chip is not None and time is not None:
             ideal = model_flops * experiment.batch_size / (target.num_chips * target.chip.matmul)
             mfu = (ideal / time.best, ideal / time.worst)
     except jax.errors.JaxRuntimeError as error:
@@ -147,7 +180,7 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
         temporary, peak, memory = exceeded
         if peak is None:
             peak = temporary + sum(row["bytes per device"] for row in rows)
-        seconds = 0.0
+        seconds, flops = 0.0, _device_flops(step, target)
     return StagePlan(
         stage=name,
         mesh=dict(experiment.mesh.shape),
@@ -155,7 +188,7 @@ def _measured(name: str, experiment: Experiment, target: Target) -> StagePlan:
         total_steps=experiment.total_steps,
         num_parameters=count_parameters(state.params),
         model_flops=model_flops,
-        device_flops=device_flops,
+        device_flops=flops,
         kinds=rows,
         temporary_bytes=temporary,
         peak_bytes=peak,
